@@ -1,0 +1,1 @@
+"""The locally adaptive learning loss: reference, teaching code and oracle."""
