@@ -1,0 +1,64 @@
+# Every target makes the virtual environment it needs; nothing is installed outside of them.
+
+PYTHON ?= python3
+VENV := .venv
+VENV_FRAMEWORKS := .venv-frameworks
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-frameworks lint format clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(VENV)/ready ## the loss and its gradient on a photograph, then ports judged right and wrong
+	@$(VENV)/bin/python examples/demo.py
+
+test: $(VENV)/ready ## all tests that need no framework
+	$(VENV)/bin/python -m pytest -n 2 --ignore=tests/frameworks
+
+test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorFlow, in an environment of their own
+	$(VENV_FRAMEWORKS)/bin/python -m pytest -n 2 tests/frameworks
+
+lint: $(VENV)/ready ## style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/ready ## put the code into the format that lint asks for
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove the environments and everything that was made
+	rm -rf $(VENV) $(VENV_FRAMEWORKS) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The file "ready" is the last thing written: an environment without it is incomplete and is made again.
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(make-venv)
+	@echo "Installing what lalref and its tests need into $(VENV) (once, about a minute) ..."
+	@$(pip-install) --group test --group lint --editable .
+	@touch $@
+
+$(VENV_FRAMEWORKS)/ready: pyproject.toml constraints.txt
+	$(make-venv)
+	@echo "Installing lalref, PyTorch, JAX and TensorFlow into $(VENV_FRAMEWORKS) (once, some minutes, 3 GB) ..."
+	@$(pip-install) --group test --group frameworks --editable .
+	@touch $@
+
+pip-install = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	--constraint constraints.txt --build-constraint constraints.txt
+
+# Dependency groups need pip 25.1 or later, so pip itself comes first. It is too old to be told of --build-constraint.
+define make-venv
+@command -v "$(PYTHON)" > /dev/null || { \
+	echo "lalref needs Python 3.11 or newer, and there is no '$(PYTHON)' here."; \
+	echo "Install one, or name yours: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "lalref needs Python 3.11 or newer, and '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1)."; \
+	echo "Name a newer one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { \
+	echo "'$(PYTHON)' comes without the modules venv and ensurepip. On Debian and Ubuntu: apt install python3-venv"; \
+	echo "Or name another Python: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+@"$(PYTHON)" -m venv $(@D)
+@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt pip
+endef
