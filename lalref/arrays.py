@@ -1,0 +1,73 @@
+"""What differs between array libraries, said once: dtype names, the widest float, tracing, warnings.
+
+Nothing of the loss may come in here, and no library may be imported that the caller has not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+# An array of whichever library the caller uses, and that library's array-API namespace.
+Array = Any
+Namespace = Any
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def namespace(*arrays: Array) -> Namespace:
+    """Return the array-API namespace that `arrays` share."""
+    return array_api_compat.array_namespace(*arrays)
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return ``"float32"`` for float32 of any library (ml_dtypes' bfloat16 too)."""
+    name = getattr(dtype, "name", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
+
+
+def working_dtype(xp: Namespace, dtype: Any) -> Any:
+    """Return the dtype that the loss of logits of `dtype` is worked out in: 16-bit ones in float32."""
+    return xp.float64 if dtype_name(dtype) == "float64" else xp.float32
+
+
+def wide_dtype(xp: Namespace) -> Any:
+    """Return float64, or float32 where JAX runs without 64-bit types."""
+    if array_api_compat.is_jax_namespace(xp) and not sys.modules["jax"].config.jax_enable_x64:
+        return xp.float32
+    return xp.float64
+
+
+def epsilon(dtype: Any) -> float:
+    """Return the spacing of the float `dtype` at 1."""
+    return {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[
+        dtype_name(dtype)
+    ]
+
+
+def known(flag: Array) -> bool | None:
+    """Return the 0-d boolean `flag`, or None where tracing (jax.jit, torch.compile, vmap) hides its value."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling():
+        return None
+    try:
+        return bool(flag)
+    except (TypeError, RuntimeError):  # JAX's tracers raise the first, torch's batched tensors the second
+        return None
+
+
+def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
+    """Silence NumPy's floating-point warnings: NaN and inf are answers here, not accidents."""
+    if array_api_compat.is_numpy_namespace(xp) or xp.__name__.startswith("array_api_strict"):
+        return np.errstate(all="ignore")
+    return contextlib.nullcontext()
+
+
+def as_scalar(value: Array) -> Array:
+    """Return a 0-d `value` as its library's users meet it: NumPy's scalar, the others' 0-d array."""
+    return value[()] if isinstance(value, np.ndarray) else value

@@ -1,0 +1,35 @@
+"""Which engine serves which array, said once. An engine is a module of pure functions:
+
+    window_losses(logits, labels, valid, options) -> ell            (N, *grid)
+    window_losses_vjp(logits, labels, valid, options, g) -> grad    (N, C, *S)
+
+over the canonical arrays of `lalref.inputs.Problem`. Nothing falls back silently: an engine asked for by
+name serves the call or says why it can't.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lalref.inputs import Problem
+
+Call = Literal["loss", "gradient", "jvp", "hvp", "inspect"]
+
+
+def choose(problem: Problem, call: Call) -> ModuleType:
+    """Return the engine module that serves `call`.
+
+    Raises
+    ------
+    ValueError
+        The engine that ``problem.options`` names can't serve it.
+    """
+    name = problem.options.engine
+    if name in ("auto", "array"):
+        return importlib.import_module("lalref.engines.array")
+    if name == "definition":
+        raise ValueError(f'engine="definition" works out the loss alone, no {call}: use engine="array"')
+    raise ValueError(f'engine="{name}" is not in this version of lalref: use engine="auto" or "array"')

@@ -1,0 +1,307 @@
+"""The front door: `LocallyAdaptiveLoss`, from checked arrays through an engine to stage 3.
+
+Options are checked in `lalref.options`, arrays in `lalref.inputs`; they are worked on in `lalref.engines` and
+pooled in `lalref.minkowski`. This room only says in which order: no arithmetic of the loss may come in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from lalref import minkowski
+from lalref.arrays import Array, as_scalar, quiet, wide_dtype, working_dtype
+from lalref.engines import choose
+from lalref.inputs import Problem, prepare
+from lalref.minkowski import Parts
+from lalref.options import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What `LocallyAdaptiveLoss.forward` keeps for `backward`: the checked call and stage 3's small maps."""
+
+    problem: Problem
+    ell: Array
+    total: Parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """The maps behind one value, each on the stride grid and 0 where no window is valid.
+
+    Attributes
+    ----------
+    group_size : (N, *grid) int32
+        abs(G_p), how many pixels the window reads.
+    divisor : (N, *grid)
+        D_p of equation (7).
+    merged : (N, C, *grid)
+        The merged vectors z_p of equation (4); with space="probabilities" the merged distributions.
+    window_loss : (N, *grid)
+        ell_p.
+    share : (N, *grid) float64
+        The derivative of the value with respect to each ell_p, equation (11).
+    """
+
+    group_size: Array
+    divisor: Array
+    merged: Array
+    window_loss: Array
+    share: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LocallyAdaptiveLoss(Options):
+    """The locally adaptive learning loss with its options fixed: equations (1) to (10).
+
+    Frozen, comparable, hashable; every option is checked when the object is made.
+
+    Parameters
+    ----------
+    kernel_size : int or tuple of int, default 5
+        Odd size of the window, for all spatial axes or one for each.
+    sigma : float or None, default 1.0
+        Width of the Gaussian of the chessboard distance, in pixels (1); None weighs all alike.
+    stride : int or tuple of int, default 1
+        Windows stand at every stride-th pixel of each axis.
+    space : {"logits", "probabilities"}
+        Merge logits (4) or the true class's probability (6).
+    normalize : {"weights", "count"}
+        Divide by the group's sum of weights or by its size (7).
+    p : float, default 5.0
+        Exponent of Minkowski pooling (8), from 1 (the mean) to ``math.inf`` (the maximum).
+    label_smoothing : float, default 0.0
+        alpha in [0, 1] of the target (1 - alpha) onehot + alpha / C; only with space="logits".
+    ignore_index : int, sequence of int or None, default 255
+        Labels that take no part.
+    class_weight : sequence of C floats, optional
+        Finite and not negative; a class of weight 0 has no windows of its own.
+    reduction : {"mean", "sum", "none"}
+        (8) with B = sum(omega) or 1, or the map omega ell (10).
+    axis : int, default 1
+        Where the logits have their class axis; -1 for channels-last.
+    empty : {"zero", "nan", "raise"}
+        The value where no window is valid; the gradient is 0.
+    check : bool, default True
+        Check labels and weights; False is needed while tracing under jit, and then a label out of
+        range makes its windows NaN.
+    engine : {"auto", "definition", "array", "numba", "cuda"}
+        Which engine; docs/specification.md says which serves what.
+
+    Raises
+    ------
+    ValueError
+        An option has a value that isn't allowed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lalref import LocallyAdaptiveLoss
+    >>> logits = np.zeros((1, 2, 4, 4), np.float32)
+    >>> labels = np.tile(np.array([0, 0, 1, 255], np.uint8), (1, 4, 1))
+    >>> loss = LocallyAdaptiveLoss(kernel_size=3)
+    >>> value, grad = loss.value_and_grad(logits, labels)
+    >>> float(value)  # every merged vector is (0, 0), so every window's loss is log 2
+    0.6931471824645996
+    >>> grad.shape, bool((grad[..., 3] == 0).all())
+    ((1, 2, 4, 4), True)
+    """
+
+    def __call__(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Array:
+        """Return the loss, as `lal_loss` does."""
+        problem = prepare(logits, labels, pixel_weight, self)
+        with quiet(problem.xp):
+            if self.engine == "definition":
+                return _by_definition(problem, logits, labels, pixel_weight)
+            ell = _window_losses(problem, "loss")
+            if self.reduction == "none":
+                return problem.xp.astype(problem.omega * ell, ell.dtype)
+            return minkowski.parts(ell, problem.omega, problem.valid, self).value
+
+    def value_and_grad(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        pixel_weight: Array | None = None,
+        grad_output: float | Array = 1.0,
+        total: Parts | None = None,
+    ) -> tuple[Array, Array]:
+        """Return the loss and its gradient, as `lal_value_and_grad` does.
+
+        With ``total``, the `combine`-d parts of a whole, the value is the whole's, and the gradient that of
+        the whole's value with respect to these logits.
+        """
+        value, cache = self.forward(logits, labels, pixel_weight=pixel_weight, total=total)
+        return value, self.backward(cache, grad_output)
+
+    def forward(
+        self, logits: Array, labels: Array, *, pixel_weight: Array | None = None, total: Parts | None = None
+    ) -> tuple[Array, Cache]:
+        """Return the loss and what `backward` needs; the arrays must stay as they are until then."""
+        problem = prepare(logits, labels, pixel_weight, self)
+        if total is not None and (self.reduction == "none" or total.options != self):
+            raise ValueError(f"total= takes the combined parts of this loss, {self}; got {total.options}")
+        with quiet(problem.xp):
+            ell = _window_losses(problem, "gradient")
+            total = total or minkowski.parts(ell, problem.omega, problem.valid, self)
+            value = (
+                problem.xp.astype(problem.omega * ell, ell.dtype) if self.reduction == "none" else total.value
+            )
+        return value, Cache(problem, ell, total)
+
+    def backward(self, cache: Cache, grad_output: float | Array = 1.0) -> Array:
+        """Return the gradient with respect to the logits, times `grad_output`."""
+        problem = cache.problem
+        with quiet(problem.xp):
+            g = problem.xp.astype(_upstream(problem, cache, grad_output), cache.ell.dtype)
+            engine = choose(problem, "gradient")
+            grad = engine.window_losses_vjp(
+                _engine_logits(problem, engine), problem.labels, problem.valid, self, g
+            )
+            return problem.caller_gradient(grad)
+
+    def jvp(
+        self, logits: Array, labels: Array, tangent: Array, *, pixel_weight: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the loss and its derivative along `tangent`, as `lal_jvp` does."""
+        value, value_dot, *_ = self._forward_mode("jvp", logits, labels, tangent, pixel_weight)
+        return value, value_dot
+
+    def hvp(
+        self,
+        logits: Array,
+        labels: Array,
+        tangent: Array,
+        *,
+        pixel_weight: Array | None = None,
+        grad_output: float | Array = 1.0,
+    ) -> tuple[Array, Array]:
+        """Return the gradient and its derivative along `tangent`, as `lal_hvp` does."""
+        _, _, problem, cache, ell_dot, x_dot = self._forward_mode(
+            "hvp", logits, labels, tangent, pixel_weight
+        )
+        xp, ell = problem.xp, cache.ell
+        with quiet(xp):
+            g = _upstream(problem, cache, grad_output)
+            if self.reduction == "none":
+                g_dot = xp.zeros_like(g)
+            else:
+                L, L_dot = minkowski.power_mean(cache.total), _value_dot(problem, cache, ell_dot)
+                g_dot = minkowski.shares_dot(g, ell, ell_dot, L, L_dot, self)
+            g, g_dot = (xp.astype(a, ell.dtype) for a in (g, g_dot))
+            grads = choose(problem, "hvp").window_losses_hvp(
+                problem.working_logits, problem.labels, problem.valid, self, x_dot, g, g_dot
+            )
+            grad, grad_dot = (problem.caller_gradient(a) for a in grads)
+        return grad, grad_dot
+
+    def _forward_mode(
+        self,
+        call: Literal["jvp", "hvp"],
+        logits: Array,
+        labels: Array,
+        tangent: Array,
+        pixel_weight: Array | None,
+    ) -> tuple[Array, Array, Problem, Cache, Array, Array]:
+        problem = prepare(logits, labels, pixel_weight, self)
+        x_dot, xp = problem.like_logits(tangent, "tangent"), problem.xp
+        with quiet(xp):
+            ell, ell_dot = choose(problem, call).window_losses_jvp(
+                problem.working_logits, problem.labels, problem.valid, self, x_dot
+            )
+            cache = Cache(problem, ell, minkowski.parts(ell, problem.omega, problem.valid, self))
+            if self.reduction == "none":
+                value, value_dot = problem.omega * ell, problem.omega * ell_dot
+            else:
+                value, value_dot = cache.total.value, _value_dot(problem, cache, ell_dot)
+            value, value_dot = (as_scalar(xp.astype(xp.asarray(a), ell.dtype)) for a in (value, value_dot))
+        return value, value_dot, problem, cache, ell_dot, x_dot
+
+    def inspect(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Inspection:
+        """Return the maps behind the value: group sizes, divisors, merged vectors, losses and shares.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from lalref import LocallyAdaptiveLoss
+        >>> labels = np.array([[[0, 0, 1], [0, 1, 1]]])
+        >>> LocallyAdaptiveLoss(kernel_size=3).inspect(np.zeros((1, 2, 2, 3)), labels).group_size
+        array([[[3, 3, 3],
+                [3, 3, 3]]], dtype=int32)
+        """
+        problem = prepare(logits, labels, pixel_weight, self)
+        xp = problem.xp
+        with quiet(xp):
+            maps = choose(problem, "inspect").window_maps(
+                problem.working_logits, problem.labels, problem.valid, self
+            )
+            size, D, merged, ell = maps
+            total = minkowski.parts(ell, problem.omega, problem.valid, self)
+            share = _upstream(problem, Cache(problem, ell, total), 1.0)
+        return Inspection(size, D, merged, ell, share)
+
+    def parts(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Parts:
+        """Return what these arrays contribute to the loss of a larger batch, for `combine`: equation (19).
+
+        Raises
+        ------
+        ValueError
+            With reduction="none", whose map needs no combining.
+        """
+        if self.reduction == "none":
+            raise ValueError(
+                'reduction="none" has no parts to combine: the map of the whole is the maps put together'
+            )
+        problem = prepare(logits, labels, pixel_weight, self)
+        with quiet(problem.xp):
+            return minkowski.parts(_window_losses(problem, "loss"), problem.omega, problem.valid, self)
+
+
+def _engine_logits(problem: Problem, engine: Any) -> Array:
+    return problem.logits if getattr(engine, "TAKES_16_BIT", False) else problem.working_logits
+
+
+def _window_losses(problem: Problem, call: Literal["loss", "gradient"]) -> Array:
+    engine = choose(problem, call)
+    return engine.window_losses(
+        _engine_logits(problem, engine), problem.labels, problem.valid, problem.options
+    )
+
+
+def _upstream(problem: Problem, cache: Cache, grad_output: float | Array) -> Array:
+    """The derivative of the result with respect to each ell, times grad_output; float64 (N, *grid)."""
+    xp, upstream = problem.xp, problem.upstream(grad_output)
+    none = problem.options.reduction == "none"
+    g = problem.omega if none else minkowski.shares(cache.ell, problem.omega, cache.total)
+    return xp.where(problem.valid, g * upstream, 0.0)
+
+
+def _value_dot(problem: Problem, cache: Cache, ell_dot: Array) -> Array:
+    """Equation (15), stage 3: sum of share times ell_dot, of windows that have a share; 0-d float64."""
+    xp = problem.xp
+    share = minkowski.shares(cache.ell, problem.omega, cache.total)
+    return xp.sum(xp.where(share != 0, share * xp.astype(ell_dot, wide_dtype(xp)), 0.0))
+
+
+def _by_definition(problem: Problem, logits: Array, labels: Array, pixel_weight: Array | None) -> Array:
+    import numpy as np
+
+    from lalref import definition
+
+    xp, options = problem.xp, problem.options
+    if not isinstance(logits, np.ndarray):
+        raise ValueError(f'engine="definition" takes NumPy arrays; got {xp.__name__}: use engine="array"')
+    dtype = working_dtype(xp, logits.dtype)
+    value = definition.loss(
+        np.moveaxis(logits, options.axis, 1).astype(np.float64),
+        labels,
+        pixel_weight=pixel_weight,
+        **{
+            f.name: getattr(options, f.name)
+            for f in dataclasses.fields(options)
+            if f.name not in ("axis", "check", "engine")
+        },
+    )
+    return as_scalar(np.asarray(value, dtype=np.float64).astype(dtype))
