@@ -1,0 +1,89 @@
+"""What this machine offers lalref: versions, engines and why each is or isn't available, threads.
+
+Only looks and reports. Frameworks are asked for their version without being imported, because importing one
+takes seconds; an engine is asked by giving it a call, so that what is said here is what a call would say.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+import lalref
+from lalref.options import ENGINES
+
+#: Distributions that bring each package; the first installed one counts.
+PACKAGES = {
+    "numpy": ("numpy",),
+    "scipy": ("scipy",),
+    "numba": ("numba",),
+    "array-api-compat": ("array-api-compat",),
+    "ml_dtypes": ("ml_dtypes",),
+    "python-flint": ("python-flint",),
+    "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+    "torch": ("torch",),
+    "jax": ("jax",),
+    "tensorflow": ("tensorflow-cpu", "tensorflow"),
+}
+
+#: Variables that change how many threads the libraries beneath take.
+THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Engine(NamedTuple):
+    """An engine's name, whether a call of it works here, and if not, the reason a caller is given."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+def versions() -> dict[str, str | None]:
+    """Return the installed version of Python, lalref and each of `PACKAGES`; None for what is not installed.
+
+    Examples
+    --------
+    >>> from lalref.doctor import versions
+    >>> list(versions())[:3]
+    ['python', 'lalref', 'numpy']
+    """
+    installed = {
+        dist.name.lower().replace("_", "-"): dist.version for dist in importlib.metadata.distributions()
+    }
+    found: dict[str, str | None] = {"python": platform.python_version(), "lalref": lalref.__version__}
+    for package, distributions in PACKAGES.items():
+        names = [name.replace("_", "-") for name in distributions]
+        found[package] = next((installed[name] for name in names if name in installed), None)
+    return found
+
+
+def engines() -> list[Engine]:
+    """Return the state of every engine, each tried on a loss of one pixel.
+
+    Examples
+    --------
+    >>> from lalref.doctor import engines
+    >>> [each.available for each in engines() if each.name == "array"]
+    [True]
+    """
+    logits, labels = np.zeros((1, 2, 1, 1)), np.zeros((1, 1, 1), np.int64)  # (N, C, H, W), (N, H, W)
+    found = []
+    for name in ENGINES[1:]:  # the first is "auto"
+        try:
+            lalref.lal_loss(logits, labels, engine=name)
+        except (ValueError, ImportError) as error:
+            found.append(Engine(name, False, str(error)))
+        else:
+            found.append(Engine(name, True, ""))
+    return found
+
+
+def threads() -> dict[str, str]:
+    """Return the number of processors that this process may use, and the variables that limit threads."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return {"processors": str(allowed)} | {name: os.environ.get(name, "not set") for name in THREAD_VARIABLES}
