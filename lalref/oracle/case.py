@@ -1,0 +1,106 @@
+"""What a case is: the inputs and options of one call of the loss, with the reason they are there.
+
+No case is made here (that is the table in `cases`), and no right answer either (`golden`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lalref.oracle.inputs import FloatArray
+
+OPTIONS: Mapping[str, Any] = {
+    "kernel_size": 5,
+    "sigma": 1.0,
+    "stride": 1,
+    "space": "logits",
+    "normalize": "weights",
+    "p": 5.0,
+    "label_smoothing": 0.0,
+    "ignore_index": 255,
+    "class_weight": None,
+    "reduction": "mean",
+    "axis": 1,
+    "empty": "zero",
+}
+"""The loss's options and their defaults, as the specification gives them."""
+
+ARGUMENTS: Mapping[str, Any] = {**OPTIONS, "pixel_weight": None, "grad_output": 1.0}
+"""The options, and the two arguments that belong to a call."""
+
+STAGES = ("pooling", "cross-entropy", "minkowski")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One named input of the loss.
+
+    Attributes
+    ----------
+    name, reason : str
+        What it is called, and one sentence that says what it is for.
+    logits : float64 array
+        Every number exact in float16 and bfloat16. `unread` marks the pixels' entries that nothing may read.
+    labels : integer array
+    options : mapping
+        The options that are not at their default.
+    pixel_weight : float64 array or None
+    grad_output : float or float64 array
+        The upstream gradient: an array only with reduction="none".
+    feature : str
+        The extended feature that the case probes; empty for a core case.
+    stages : tuple of str
+        The stages in which a mistake could show.
+    accurate : bool
+        True where the answer is beyond the textbook algorithm (losses far below eps, probabilities that
+        underflow): the relative accuracy of equations (17) and (18) is asked for instead.
+    unread : boolean array or None
+        Where logits are NaN for the subject; truth is worked out with zeros there.
+    """
+
+    name: str
+    reason: str
+    logits: FloatArray
+    labels: npt.NDArray[Any]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pixel_weight: FloatArray | None = None
+    grad_output: float | FloatArray = 1.0
+    feature: str = ""
+    stages: tuple[str, ...] = STAGES
+    accurate: bool = False
+    unread: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def core(self) -> bool:
+        """True when the case takes part in every verdict."""
+        return not self.feature
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """Every option by name, defaults filled in."""
+        return {**OPTIONS, **self.options}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every keyword argument of the call: the options, pixel_weight and grad_output."""
+        return {**self.all_options, "pixel_weight": self.pixel_weight, "grad_output": self.grad_output}
+
+    @property
+    def given_logits(self) -> FloatArray:
+        """The logits as a subject meets them: NaN where nothing may read."""
+        return self.logits if self.unread is None else np.where(self.unread, math.nan, self.logits)
+
+    def asks_for(self) -> set[str]:
+        """Names of the arguments that the case does not leave at their default."""
+        given = set(self.options)
+        if self.pixel_weight is not None:
+            given.add("pixel_weight")
+        if np.ndim(self.grad_output) or self.grad_output != 1.0:
+            given.add("grad_output")
+        return given
