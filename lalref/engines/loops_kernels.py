@@ -1,0 +1,334 @@
+"""The three loops over an image: window losses row by row, stage 3 in passing, and the way back.
+
+Forward, a task is a band of rows of one image: rows are pooled into merged vectors z, z becomes ell (5) and,
+where the gradient is wanted, the divided gradient z_bar / D of (12) and (13), still without the upstream g,
+written where the gradient will be. Backward, a task is a group of channels of one image: each row of
+z_bar / D is multiplied by g and pooled again, in place; a ring of rows keeps what is still to be read. Nothing
+else of the size of the logits is kept.
+
+Arrays come flat and contiguous but for the logits, of which `x_steps` says how far apart neighbours are. A row
+is a row of the last axis; images have three spatial axes A, B, W, unused ones of length 1. Which engine call
+needs which loop is said in `lalref.engines.loops`; threads may not come in here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from lalref.engines.loops_lanes import (
+    LANES,
+    fill,
+    fma,
+    largest,
+    load,
+    load_first,
+    round_like,
+    select,
+    spread,
+    store,
+    store_first,
+    widen,
+)
+from lalref.engines.loops_math import exp_not_positive, log1p_not_negative
+from lalref.engines.loops_pool import Plan, find_rows, pool_row, ring_size
+
+
+class Image(NamedTuple):
+    """Sizes: C channels, A x B x W pixels, and a window at every `stride_*`-th of each axis."""
+
+    C: int
+    A: int
+    B: int
+    W: int
+    stride_a: int
+    stride_b: int
+    stride_w: int
+
+
+class Steps(NamedTuple):
+    """How many numbers lie between neighbours of the logits on each axis."""
+
+    n: int
+    c: int
+    a: int
+    b: int
+    w: int
+
+
+class Task(NamedTuple):
+    """Image `n`, rows a0 <= a < a1, columns w0 <= w < w1, channels c0 <= c < c1."""
+
+    n: int
+    a0: int
+    a1: int
+    w0: int
+    w1: int
+    c0: int
+    c1: int
+
+
+@njit
+def _new_plan(ring, blocks, most_classes):
+    entries = blocks * (most_classes + 1)
+    return Plan(
+        np.empty(entries, np.int32),
+        np.empty(entries, np.int32),
+        np.empty(entries, np.int32),
+        np.empty(entries, np.bool_),
+        np.empty(blocks, np.int32),
+        np.empty(ring.width, np.int32),
+        np.empty(ring.width, np.int32),
+    )
+
+
+@njit
+def _new_scratch(x, ring, window):
+    """Room for every U_t of a whole row and the sums of a column's shells, see `loops_pool`."""
+    return np.empty((window.reach + 1) * ring.width + 2 * len(window.shell) * LANES, x.dtype)
+
+
+@njit
+def _copy_readable(x, start, step, count, labels, to, out, out_to):
+    """out[out_to :] = x[start :: step][:count], 0 where the label says that it may not be read."""
+    nobody = spread(np.int32(-1))
+    if step == 1:
+        for j in range(0, count, LANES):
+            value = load(x, start + j) if j + LANES <= count else load_first(x, start + j, count - j)
+            store(out, out_to + j, select(load(labels, to + j) > nobody, value, fill(out, 0)))
+    else:
+        for j in range(count):
+            out[out_to + j] = x[start + j * step] if labels[to + j] >= 0 else 0
+
+
+@njit
+def _windows_of_row(y, valid, image, n, a, b, w0, w1, centres, to):
+    """centres[to + j] = the label of the window at column w0 + j, -1 where there is none; whether any is there."""
+    found = np.int32(-1)
+    rows_a = (image.A + image.stride_a - 1) // image.stride_a
+    rows_b = (image.B + image.stride_b - 1) // image.stride_b
+    columns = (image.W + image.stride_w - 1) // image.stride_w
+    if a % image.stride_a or b % image.stride_b:
+        for j in range(w1 - w0):
+            centres[to + j] = -1
+        return False
+    at = ((n * image.A + a) * image.B + b) * image.W + w0
+    at_valid = ((n * rows_a + a // image.stride_a) * rows_b + b // image.stride_b) * columns
+    if image.stride_w == 1:
+        row, mask, out = y[at : at + w1 - w0], valid[at_valid + w0 : at_valid + w1], centres[to : to + w1 - w0]
+        for j in range(w1 - w0):
+            label = np.int32(row[j] if mask[j] else -1)
+            out[j] = label
+            found = max(found, label)
+    else:
+        for j in range(w1 - w0):
+            inside = (w0 + j) % image.stride_w == 0 and valid[at_valid + (w0 + j) // image.stride_w]
+            centres[to + j] = y[at + j] if inside else -1
+            found = max(found, centres[to + j])
+    return found >= 0
+
+
+@njit
+def _load_labels(y, at, count, labels, to):
+    row, out = y[at : at + count], labels[to : to + count]
+    for j in range(count):
+        out[j] = row[j]
+
+
+@njit
+def _put(row, centres, stride, w0, count, out, at):
+    """Write what belongs to a window to the row of the grid that begins at out[at]."""
+    if stride == 1:
+        source, labels, to = row[:count], centres[:count], out[at + w0 : at + w0 + count]
+        for j in range(count):
+            to[j] = source[j] if labels[j] >= 0 else to[j]
+    else:
+        for j in range(-w0 % stride, count, stride):
+            if centres[j] >= 0:
+                out[at + (w0 + j) // stride] = row[j]
+
+
+@njit
+def _take(source, at, stride, count, row):
+    """Spread a row of the grid over the columns where it has windows."""
+    if stride == 1:
+        row[:count] = source[at : at + count]
+    else:
+        for j in range(0, count, stride):
+            row[j] = source[at + j // stride]
+
+
+@njit
+def _cross_entropy_row(z, width, C, alpha, centres, ell, z_bar, z_bar_at, z_bar_step, count, with_gradient):
+    """Equations (5), (12) and (17) for a row: z (C + 1, width), the last row D; ell (width,)."""
+    share = alpha / C
+    for j in range(0, width, LANES):
+        y = load(centres, j)
+        if largest(y) < 0:
+            continue
+        m = fill(z, -math.inf)
+        for c in range(C):
+            z_c = load(z, c * width + j)
+            m = select(z_c > m, z_c, m)
+        zero = fill(z, 0)
+        others = zero  # s' of the specification
+        e_y = zero
+        d_y = zero
+        total = zero
+        inverse = fill(z, 1) / load(z, C * width + j)
+        for c in range(C):
+            d = (load(z, c * width + j) - m) * inverse
+            e = exp_not_positive(d)
+            store(z, c * width + j, e)
+            target = y == spread(np.int32(c))
+            others = others + select(target, zero, e)
+            e_y = select(target, e, e_y)
+            d_y = select(target, d, d_y)
+            if alpha > 0:
+                total = total + d
+        s = others + e_y
+        loss = log1p_not_negative(select(e_y == fill(z, 1), others, s - fill(z, 1)))
+        if alpha < 1:
+            loss = loss - fill(z, 1 - alpha) * d_y if alpha > 0 else loss - d_y
+        if alpha > 0:
+            loss = loss - fill(z, share) * total
+        loss = select(y == spread(np.int32(C)), fill(z, math.nan), loss)  # a label that is no class
+        store(ell, j, loss)
+        if with_gradient:
+            q = select(loss - loss == zero, inverse / s, fill(z, math.nan))
+            for c in range(C):
+                target = y == spread(np.int32(c))
+                e = select(target, zero - others, load(z, c * width + j))
+                if alpha > 0:
+                    e = e * q + select(target, fill(z, alpha - share), fill(z, -share)) * inverse
+                else:
+                    e = e * q
+                if j + LANES <= count:
+                    store(z_bar, z_bar_at + c * z_bar_step + j, e)
+                else:
+                    store_first(z_bar, z_bar_at + c * z_bar_step + j, count - j, e)
+
+
+@njit(nogil=True, cache=True)
+def forward(
+    task, image, x, steps, y, valid, window, counted, apart, ring, alpha, most_classes, ell, z_bar, with_gradient
+):
+    """Equations (4), (5), (7), (17): ell of the windows of a task and, if asked for, z_bar / D with g = 1.
+
+    x: logits as `steps` says; y: (N, A, B, W) int32; valid, ell: (N, *grid); z_bar: (N, C, A, B, W), where
+    rows and blocks without a window are left as they are. `counted` is the window whose weights add up to D,
+    the same as `window` unless `apart`.
+    """
+    C = image.C
+    T = task.w1 - task.w0
+    blocks = (T + LANES - 1) // LANES
+    width = blocks * LANES
+    size = ring_size(ring)
+    grid_a = (image.A + image.stride_a - 1) // image.stride_a
+    grid_b = (image.B + image.stride_b - 1) // image.stride_b
+    grid_w = (image.W + image.stride_w - 1) // image.stride_w
+    labels = np.full(size, -1, np.int32)
+    logits = np.zeros((C + 1) * size, ell.dtype)  # the last channel is 1 wherever there is a pixel to read
+    centres = np.full(width, -1, np.int32)
+    z = np.zeros((C + 1) * width, ell.dtype)
+    ell_row = np.empty(width, ell.dtype)
+    scratch = _new_scratch(ell, ring, counted)
+    plan = _new_plan(ring, blocks, most_classes)
+    rows = np.empty(len(window.row_a), np.int64)
+    counted_rows = np.empty(len(counted.row_a), np.int64)
+    from_w, to_w = max(0, task.w0 - counted.reach), min(image.W, task.w1 + counted.reach)
+    at_w = ring.pad + from_w - task.w0
+    radius = ring.planes // 2
+    for ahead in range(max(0, task.a0 - radius), min(image.A, task.a1 + radius)):
+        for b in range(image.B):  # a row of pixels comes in
+            to = ((ahead % ring.planes) * ring.rows + b) * ring.width + at_w
+            _load_labels(y, ((task.n * image.A + ahead) * image.B + b) * image.W + from_w, to_w - from_w, labels, to)
+            start = task.n * steps.n + ahead * steps.a + b * steps.b + from_w * steps.w
+            for c in range(C):
+                _copy_readable(x, start + c * steps.c, steps.w, to_w - from_w, labels, to, logits, c * size + to)
+            for j in range(to_w - from_w):
+                logits[C * size + to + j] = 1 if labels[to + j] >= 0 else 0
+        for a in range(ahead - radius, ahead - radius + 1 if ahead + 1 < min(image.A, task.a1 + radius) else task.a1):
+            if a < task.a0:
+                continue
+            for b in range(image.B):  # and the windows go out whose last row it was
+                if not _windows_of_row(y, valid, image, task.n, a, b, task.w0, task.w1, centres, 0):
+                    continue
+                find_rows(window, ring, a, b, image.A, rows)
+                pool_row(
+                    logits, C + 1, ring, labels, window, rows, centres, blocks, most_classes, plan, scratch, z, width
+                )
+                if apart:
+                    find_rows(counted, ring, a, b, image.A, counted_rows)
+                    pool_row(
+                        logits[C * size :], 1, ring, labels, counted, counted_rows, centres, blocks, most_classes,
+                        plan, scratch, z[C * width :], width,
+                    )  # fmt: skip
+                plane = image.A * image.B * image.W
+                at = task.n * C * plane + (a * image.B + b) * image.W + task.w0
+                _cross_entropy_row(z, width, C, alpha, centres, ell_row, z_bar, at, plane, T, with_gradient)
+                row = ((task.n * grid_a + a // image.stride_a) * grid_b + b // image.stride_b) * grid_w
+                _put(ell_row, centres, image.stride_w, task.w0, T, ell, row)
+
+
+@njit(nogil=True, cache=True)
+def backward(task, image, y, valid, g, window, ring, most_classes, z_bar, x_bar):
+    """Equation (13): x_bar = A(g z_bar / D) for the channels and rows of a task; in place if x_bar is z_bar.
+
+    y: (N, A, B, W) int32; valid, g: (N, *grid); z_bar, x_bar: (N, C, A, B, W). In place a task must take all rows.
+    """
+    channels = task.c1 - task.c0
+    W = image.W
+    blocks = (W + LANES - 1) // LANES
+    width = blocks * LANES
+    size = ring_size(ring)
+    plane = image.A * image.B * W
+    grid_a = (image.A + image.stride_a - 1) // image.stride_a
+    grid_b = (image.B + image.stride_b - 1) // image.stride_b
+    grid_w = (W + image.stride_w - 1) // image.stride_w
+    labels = np.full(size, -1, np.int32)  # of windows: -1 where there is none
+    sent = np.zeros(channels * size, x_bar.dtype)
+    centres = np.full(width, -1, np.int32)  # of pixels, which receive
+    z = np.zeros(channels * width, x_bar.dtype)
+    g_row = np.zeros(width, x_bar.dtype)
+    scratch = _new_scratch(x_bar, ring, window)
+    plan = _new_plan(ring, blocks, most_classes)
+    rows = np.empty(len(window.row_a), np.int64)
+    nobody = spread(np.int32(-1))
+    radius = ring.planes // 2
+    first = (task.n * image.C + task.c0) * plane
+    for ahead in range(max(0, task.a0 - radius), min(image.A, task.a1 + radius)):
+        for b in range(image.B):
+            to = ((ahead % ring.planes) * ring.rows + b) * ring.width + ring.pad
+            if _windows_of_row(y, valid, image, task.n, ahead, b, 0, W, labels, to):
+                row = ((task.n * grid_a + ahead // image.stride_a) * grid_b + b // image.stride_b) * grid_w
+                _take(g, row, image.stride_w, W, g_row)
+                for c in range(channels):
+                    at = first + c * plane + (ahead * image.B + b) * W
+                    for j in range(0, W, LANES):
+                        value = load(z_bar, at + j) if j + LANES <= W else load_first(z_bar, at + j, W - j)
+                        value = select(load(labels, to + j) > nobody, value * load(g_row, j), fill(z, 0))
+                        store(sent, c * size + to + j, value)
+            else:
+                for c in range(channels):
+                    sent[c * size + to : c * size + to + W] = 0
+        for a in range(ahead - radius, ahead - radius + 1 if ahead + 1 < min(image.A, task.a1 + radius) else task.a1):
+            if a < task.a0:
+                continue
+            for b in range(image.B):
+                _load_labels(y, ((task.n * image.A + a) * image.B + b) * W, W, centres, 0)
+                find_rows(window, ring, a, b, image.A, rows)
+                pool_row(
+                    sent, channels, ring, labels, window, rows, centres, blocks, most_classes, plan, scratch, z, width
+                )
+                for c in range(channels):
+                    at = first + c * plane + (a * image.B + b) * W
+                    for j in range(0, W, LANES):
+                        value = select(load(centres, j) > nobody, load(z, c * width + j), fill(z, 0))
+                        if j + LANES <= W:
+                            store(x_bar, at + j, value)
+                        else:
+                            store_first(x_bar, at + j, W - j, value)

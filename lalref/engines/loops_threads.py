@@ -1,0 +1,65 @@
+"""Threads for the kernels: one pool of workers for the process, as many as numba is set to use.
+
+numba's own threading layers either may not be entered from two Python threads at once or die after a fork, so
+the kernels here release the GIL and plain Python threads run them. What a task computes does not depend on
+which worker takes it, nor on how many there are. No arithmetic may come in.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import numba
+
+_pool: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+
+
+def _forget_pool() -> None:
+    """After a fork: the workers are not in the child."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def number_of_threads() -> int:
+    """What numba.set_num_threads said in this thread, else NUMBA_NUM_THREADS; starts none of numba's threads."""
+    try:
+        numba.threading_layer()
+    except ValueError:  # numba has started no threads, so nothing was set either
+        return int(numba.config.NUMBA_NUM_THREADS)
+    return int(numba.get_num_threads())
+
+
+def run(work: Callable[[Any], object], tasks: Sequence[Any]) -> None:
+    """Call work(task) for every task. All callers share one pool, so that it never holds more threads than numba's limit."""
+    workers = min(number_of_threads(), len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            work(task)
+        return
+    left = iter(tasks)
+
+    def take() -> None:
+        for task in left:  # a list's iterator gives each task to one thread
+            work(task)
+
+    done = [_workers().submit(take) for _ in range(workers)]
+    wait(done)
+    for future in done:
+        future.result()
+
+
+def _workers() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, thread_name_prefix="lalref")
+        return _pool
