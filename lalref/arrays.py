@@ -22,7 +22,27 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 
 def namespace(*arrays: Array) -> Namespace:
     """Return the array-API namespace that `arrays` share."""
+    if all(map(is_torch, arrays)):  # said here, for torch.compile warns of array_api_compat's cached look-ups
+        import array_api_compat.torch as xp
+
+        return xp
     return array_api_compat.array_namespace(*arrays)
+
+
+def library(xp: Namespace) -> str:
+    """Return ``"numpy"``, ``"torch"``, ``"jax"``, ``"cupy"`` or another library's name."""
+    return str(xp.__name__).removeprefix("array_api_compat.").partition(".")[0]
+
+
+def is_torch(array: Array) -> bool:
+    """Tell a torch tensor without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def device_of(array: Array) -> Any:
+    """Return the device that `array` is on, in its library's terms."""
+    return array.device if is_torch(array) else array_api_compat.device(array)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -38,7 +58,7 @@ def working_dtype(xp: Namespace, dtype: Any) -> Any:
 
 def wide_dtype(xp: Namespace) -> Any:
     """Return float64, or float32 where JAX runs without 64-bit types."""
-    if array_api_compat.is_jax_namespace(xp) and not sys.modules["jax"].config.jax_enable_x64:
+    if library(xp) == "jax" and not sys.modules["jax"].config.jax_enable_x64:
         return xp.float32
     return xp.float64
 
@@ -63,7 +83,7 @@ def known(flag: Array) -> bool | None:
 
 def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
     """Silence NumPy's floating-point warnings: NaN and inf are answers here, not accidents."""
-    if array_api_compat.is_numpy_namespace(xp) or xp.__name__.startswith("array_api_strict"):
+    if library(xp) in ("numpy", "array_api_strict"):
         return np.errstate(all="ignore")
     return contextlib.nullcontext()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import array_api_compat
 import numpy as np
 
 from lalref.arrays import (
@@ -18,8 +17,11 @@ from lalref.arrays import (
     INTEGERS,
     Array,
     Namespace,
+    device_of,
     dtype_name,
+    is_torch,
     known,
+    library,
     namespace,
     wide_dtype,
     working_dtype,
@@ -73,7 +75,7 @@ class Problem:
         """Check `grad_output`, a scalar or for reduction="none" a map, and return it in float64."""
         xp, wide = self.xp, wide_dtype(self.xp)
         if isinstance(grad_output, int | float | np.generic):
-            return xp.asarray(float(grad_output), dtype=wide, device=array_api_compat.device(self.logits))
+            return xp.asarray(float(grad_output), dtype=wide, device=device_of(self.logits))
         _same_library("logits", self.logits, "grad_output", grad_output)
         allowed = [()] + [tuple(self.valid.shape)] * (self.options.reduction == "none")
         if tuple(grad_output.shape) not in allowed:
@@ -167,17 +169,12 @@ def _same_library(what: str, array: Array, other: str, second: Array) -> None:
             f"{what} and {other} must be arrays of one library; got {xp.__name__} and {xp2.__name__}: "
             "convert one of them"
         )
-    if not _same_device(array, second):
+    # JAX places arrays itself, and says so itself where it can't
+    if library(xp) != "jax" and device_of(array) != device_of(second):
         raise ValueError(
-            f"{what} and {other} must be on one device; got {array_api_compat.device(array)} and "
-            f"{array_api_compat.device(second)}: move one of them"
+            f"{what} and {other} must be on one device; got {device_of(array)} and "
+            f"{device_of(second)}: move one of them"
         )
-
-
-def _same_device(array: Array, second: Array) -> bool:
-    if array_api_compat.is_jax_array(array):  # JAX places arrays itself, and says so itself where it can't
-        return True
-    return bool(array_api_compat.device(array) == array_api_compat.device(second))
 
 
 def _native(array: Array) -> Array:
@@ -246,9 +243,9 @@ def _bad_labels(labels: Array, bad: Array, C: int, options: Options) -> str:
 
 
 def _to_numpy(array: Array) -> np.ndarray:
-    if array_api_compat.is_torch_array(array):
+    if is_torch(array):
         array = array.detach().cpu()
-    elif array_api_compat.is_cupy_array(array):
+    elif library(namespace(array)) == "cupy":
         array = array.get()
     return np.asarray(array)
 
@@ -258,7 +255,7 @@ def _weights(
 ) -> Array:
     """omega of equation (3) on the full image, float64, 0 at ignored pixels, whose weights are never read."""
     wide = wide_dtype(xp)
-    device = array_api_compat.device(y)
+    device = device_of(y)
     omega = xp.ones_like(y, dtype=wide)
     if options.class_weight is not None:
         table = xp.asarray(

@@ -6,6 +6,7 @@ No array may come in: what depends on the arrays' shapes is checked in `lalref.i
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -21,8 +22,13 @@ CHOICES = {
 }
 
 
-class DefaultIgnoreIndex(int):
+class DefaultIgnoreIndex(enum.IntEnum):
     """255 that nobody asked for: a valid class once there are more than 255, so then it must be said."""
+
+    VOID = 255
+
+    def __repr__(self) -> str:
+        return "255"
 
 
 class OptionsDict(TypedDict, total=False):
@@ -55,7 +61,7 @@ class Options:
     normalize: str = "weights"
     p: float = 5.0
     label_smoothing: float = 0.0
-    ignore_index: int | Sequence[int] | None = DefaultIgnoreIndex(255)
+    ignore_index: int | Sequence[int] | None = DefaultIgnoreIndex.VOID
     class_weight: Sequence[float] | None = None
     reduction: str = "mean"
     axis: int = 1

@@ -9,7 +9,6 @@ name serves the call or says why it can't.
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +28,9 @@ def choose(problem: Problem, call: Call) -> ModuleType:
     """
     name = problem.options.engine
     if name in ("auto", "array"):
-        return importlib.import_module("lalref.engines.array")
+        from lalref.engines import array
+
+        return array
     if name == "definition":
         raise ValueError(f'engine="definition" works out the loss alone, no {call}: use engine="array"')
     raise ValueError(f'engine="{name}" is not in this version of lalref: use engine="auto" or "array"')

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from lalref.arrays import Array, Namespace, namespace
-from lalref.engines.pooling import centre, device_of, divisor, group_size, lay, merge, neighbours, pool
+from lalref.arrays import Array, Namespace, device_of, namespace
+from lalref.engines.pooling import centre, divisor, group_size, lay, merge, neighbours, pool
 from lalref.options import Options
 
 # --- Stage 2: cross-entropy of a softmax that is accurate for nearly perfect predictions -----------------

@@ -10,10 +10,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from lalref.arrays import Array, dtype_name, namespace
+from lalref.arrays import Array, device_of, dtype_name, namespace
 from lalref.options import Options
 
 
@@ -91,7 +90,7 @@ def neighbours(
     y_padded, u_padded = _pad(labels, radii, -1), None if u is None else _pad(u, radii, 0)
     tiny = 0.0 if u is None else _smallest(u.dtype)
     for offset in itertools.product(*(range(-r, r + 1) for r in radii)):
-        d = max(map(abs, offset), default=0)
+        d = max([0, *map(abs, offset)])
         log_w = 0.0 if options.sigma is None else -0.5 * (d / options.sigma) ** 2  # (1)
         w = math.exp(log_w)
         at_q = (
@@ -123,7 +122,3 @@ def _pad(u: Array, radii: list[int], fill: int) -> Array:
 def _smallest(dtype: Any) -> float:
     """Half the smallest subnormal: what is at or below it rounds to 0."""
     return float(np.nextafter(np.finfo(dtype_name(dtype)).smallest_subnormal / 2, 1, dtype=np.float64))
-
-
-def device_of(u: Array) -> Any:
-    return array_api_compat.device(u)
