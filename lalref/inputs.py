@@ -64,12 +64,12 @@ class Problem:
             raise ValueError(f"{what} must have the shape of logits, {want}; got {tuple(array.shape)}")
         if dtype_name(array.dtype) not in FLOATS:
             raise TypeError(f"{what} must be of dtype {', '.join(FLOATS)}; got {dtype_name(array.dtype)}")
-        canonical = xp.moveaxis(_native(array), options.axis, 1)
+        canonical = _move(xp, _native(array), options.axis, 1)
         return xp.astype(canonical, working_dtype(xp, self.logits.dtype), copy=False)
 
     def caller_gradient(self, grad: Array) -> Array:
         """Return a gradient (N, C, *S) in the caller's dtype, with the class axis where the caller has it."""
-        return self.xp.moveaxis(self.xp.astype(grad, self.logits.dtype, copy=False), 1, self.options.axis)
+        return _move(self.xp, self.xp.astype(grad, self.logits.dtype, copy=False), 1, self.options.axis)
 
     def upstream(self, grad_output: float | Array) -> Array:
         """Check `grad_output`, a scalar or for reduction="none" a map, and return it in float64."""
@@ -109,7 +109,7 @@ def prepare(logits: Array, labels: Array, pixel_weight: Array | None, options: O
         raise TypeError(
             f"labels must be integers (class indices, uint8 masks too); got {dtype_name(labels.dtype)}"
         )
-    x = xp.moveaxis(_native(logits), _axis(logits, options), 1)
+    x = _move(xp, _native(logits), _axis(logits, options), 1)
     N, C, *S = x.shape
     want = (N, *S)
     if tuple(labels.shape) != want:
@@ -193,6 +193,13 @@ def _axis(logits: Array, options: Options) -> int:
             f"1 to {len(shape) - 1} and -1 to {1 - len(shape)} (axis 0 is the batch)"
         )
     return options.axis
+
+
+def _move(xp: Namespace, array: Array, source: int, destination: int) -> Array:
+    """`xp.moveaxis`, but not where nothing moves: torch's vmap has no rule for it."""
+    if source % array.ndim == destination % array.ndim:
+        return array
+    return xp.moveaxis(array, source, destination)
 
 
 def _to_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
