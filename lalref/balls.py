@@ -8,9 +8,10 @@ of the definition; what is left out is only what a moved logit does not touch, a
 What may not come in: a derivative written by hand, anything of the engines or the front door, a float sum.
 """
 
+import functools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,21 +255,30 @@ class Run:
         self.problem.tied = tuple(where) if len(where) > 1 else ()
         return tied
 
-    def scalar(self, ells: list[Number], grad_output: Any = 1.0) -> Number:
-        """What is differentiated: grad_output L, or Σ grad_output_p omega_p ell_p if nothing is reduced."""
-        o = self.problem.options
+    def scalar(
+        self, ells: list[Number], grad_output: Any = 1.0, touched: Iterable[int] | None = None
+    ) -> Number:
+        """What is differentiated: grad_output L, or Σ grad_output_p omega_p ell_p if nothing is reduced.
+
+        touched: the windows in which ells differ from the base's; where stage 3 is a plain sum the others
+        would only cancel from a difference, and are left out.
+        """
+        o, at = self.problem.options, self.problem.windows
+        terms = range(len(ells)) if touched is None else touched
         if o.reduction == "none":
             g = np.broadcast_to(np.asarray(grad_output, np.float64), (self.problem.N, *self.problem.grid))
-            at = self.problem.windows
-            return total(e * w * arb(float(g[i])) for e, w, i in zip(ells, self.omegas, at, strict=True))
+            return total(ells[i] * self.omegas[i] * arb(float(g[at[i]])) for i in terms)
         if o.p == math.inf:
             sum_omega = total(self.omegas[i] for i in self.share)
-            L = total(ells[i] * (self.omegas[i] / sum_omega) for i in self.share)
+            shared = [ells[i] * (self.omegas[i] / sum_omega) for i in terms if i in self.share]
+            L = total(shared) if shared else arb(0)
         else:
             L = definition.minkowski(ells, self.omegas, p=float(o.p), reduction=o.reduction)
         return L * arb(float(grad_output))
 
     def value(self) -> arb:
-        """L itself; for p = inf the maximum."""
+        """L itself."""
         o = self.problem.options
+        if o.p == math.inf:  # the largest midpoint need not belong to the largest number; this ball holds it
+            return functools.reduce(arb.max, map(leading, self.ells))
         return leading(definition.minkowski(self.ells, self.omegas, p=float(o.p), reduction=o.reduction))

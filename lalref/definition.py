@@ -111,7 +111,7 @@ def valid_windows(
     ignored = () if ignore_index is None else per_axis(ignore_index, 1)
     for p in grid(shape, per_axis(stride, len(shape))):
         omega = window_weight(y[p], ignored, class_weight, pixel_weight[p])
-        if omega > 0:
+        if order(omega) > 0:
             yield window(p, y[p], group(p, y, shape, radii), sigma, normalize, one), omega
 
 
@@ -279,7 +279,7 @@ def loss(
     for n in range(N):
         x = {q: [at(logits[n][c], q) for c in range(C)] for q in pixels}
         y = {q: at(labels[n], q) for q in pixels}
-        own = {q: 1 if pixel_weight is None else at(pixel_weight[n], q) for q in pixels}
+        own = {q: one if pixel_weight is None else one * at(pixel_weight[n], q) for q in pixels}
         for win, omega in valid_windows(
             y, own, shape, kernel_size, stride, sigma, normalize, ignore_index, class_weight, one
         ):

@@ -167,7 +167,7 @@ def value_and_grad(logits: Any, labels: Any, *, grad_output: Any = 1.0, **option
 
     def entries(run: Run, key: Key) -> Balls:
         n, q, c = key
-        return (_coefficient(run.scalar(run.moved(n, q, c, 1), grad_output), 1),)
+        return (_coefficient(run.scalar(run.moved(n, q, c, 1), grad_output, run.reach[n, q]), 1),)
 
     found = _prove(problem, _moving, entries, terms=2)
     grad = problem.like_logits({key: balls[0] for key, balls in found.items()})
@@ -193,7 +193,7 @@ def hvp(logits: Any, labels: Any, tangent: Any, *, grad_output: Any = 1.0, **opt
 
     def entries(run: Run, key: Key) -> Balls:
         n, q, c = key
-        up, down = (run.scalar(run.moved(n, q, c, move), grad_output) for move in (1, -1))
+        up, down = (run.scalar(run.moved(n, q, c, move), grad_output, run.reach[n, q]) for move in (1, -1))
         return tuple((_coefficient(up, k) - _coefficient(down, k)) / 2 for k in (1, 2))
 
     found = _prove(problem, _moving, entries, terms=3)
@@ -261,7 +261,9 @@ def stages(logits: Any, labels: Any, **options: Any) -> Stages:
             {at[i]: scores.get((i, c), arb.neg_inf()) for i in range(len(at))} for c in range(problem.C)
         )
         z = np.stack([problem.map(column) for column in columns], 1)
-    size = problem.map({at[i]: n for i, n in enumerate(problem.group_sizes)}).astype(np.int64)
+    size = np.zeros((problem.N, *problem.grid), np.int64)
+    for index, n in zip(at, problem.group_sizes, strict=True):
+        size[index] = n
     D, ell = (problem.map({at[i]: balls[k] for (i,), balls in found.items()}) for k in (0, 1))
     return Stages(size, D, z, ell)
 
