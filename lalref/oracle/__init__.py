@@ -1,0 +1,12 @@
+"""The oracle: tells other people's implementations right or wrong.
+
+`verify` is the way in. `cases` is the table of named inputs, `golden` their right answers, `units` how far
+off an honest implementation may be, `subjects` how implementations are called, `report` what is told.
+Nothing of the engines may come in: what is judged here may be an engine.
+"""
+
+from lalref.oracle.report import Report, Result
+from lalref.oracle.subjects import UsageError
+from lalref.oracle.verify import verify
+
+__all__ = ["Report", "Result", "UsageError", "verify"]

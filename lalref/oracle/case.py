@@ -82,6 +82,13 @@ class Case:
         return not self.feature
 
     @property
+    def quick(self) -> bool:
+        """True for the core cases of a quick run: few shapes and one kernel, for frameworks that compile."""
+        o = self.all_options
+        plain = (o["kernel_size"], o["stride"], o["axis"], o["reduction"]) == (5, 1, 1, "mean")
+        return self.core and plain and self.logits.shape[1:] == (3, 6, 7)
+
+    @property
     def all_options(self) -> dict[str, Any]:
         """Every option by name, defaults filled in."""
         return {**OPTIONS, **self.options}

@@ -6,8 +6,8 @@ dates, so that the same truth gives the same bytes; golden.json beside it holds 
 sha256 and, case by case, that of the inputs: a case that was changed without new golden values is noticed
 when it is loaded.
 
-    python -m lalref.oracle.golden check     # make all again and compare
-    python -m lalref.oracle.golden make      # write the files anew
+    python -m lalref.oracle golden check     # make all again and compare
+    python -m lalref.oracle golden make      # write the files anew
 
 Only `make` and `check` need truth; loading needs NumPy alone. No tolerance of a verdict may come in.
 """
@@ -19,11 +19,9 @@ import functools
 import hashlib
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -154,20 +152,3 @@ def _same(a: Golden, b: Golden) -> bool:
         return bool((np.nan_to_num(apart) <= SAME * abs(np.nan_to_num(b[0]))).all())
 
     return a.by_convention == b.by_convention and close(a.value, b.value) and close(a.grad, b.grad)
-
-
-def main(arguments: list[str]) -> Any:
-    """Run ``python -m lalref.oracle.golden make`` or ``check``; the exit status, or what is wrong."""
-    from rich.progress import track
-
-    if arguments == ["make"]:
-        save({case.name: make(case) for case in track(CASES, "golden values")})
-        return 0
-    if arguments == ["check"]:
-        different = check(progress=track)
-        return f"these differ from truth: {', '.join(different)}" if different else 0
-    return "usage: python -m lalref.oracle.golden make|check"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

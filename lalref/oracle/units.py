@@ -94,8 +94,7 @@ def error_unit(
     working = np.finfo(WORKING[dtype])
     eps, tiny = float(working.eps), float(working.tiny)
     if case.accurate:
-        biggest = 1.0 + float(abs(case.logits).max(initial=0.0))
-        units = Units(eps * biggest * abs(value) + tiny, eps * biggest * abs(grad) + tiny)
+        units = _relative(case, eps, tiny, value, grad)
     else:
         units = _textbook(case, eps, tiny, value, grad)
     if dtype in ("float16", "bfloat16"):
@@ -103,6 +102,19 @@ def error_unit(
         last = float(info.eps) * abs(grad) + float(info.smallest_subnormal)
         units = Units(units.value, units.grad + last)
     return units
+
+
+def _relative(
+    case: Case, eps: float, tiny: float, value: npt.NDArray[np.float64], grad: npt.NDArray[np.float64]
+) -> Units:
+    """Equations (17) and (18): a merged logit is off by eps max |x|, which is the loss's relative error.
+
+    The gradient has share and slope as factors: (p - 1) times the loss's relative error, and once that.
+    """
+    options = case.all_options
+    powers_of_ell = 1.0 if options["reduction"] == "none" or options["p"] == math.inf else options["p"]
+    off = eps * (1.0 + float(abs(case.logits).max(initial=0.0)))
+    return Units(off * abs(value) + tiny, off * powers_of_ell * abs(grad) + tiny)
 
 
 def _textbook(

@@ -1,0 +1,197 @@
+"""The verdict: put every case to a subject, measure its errors in units, and decide.
+
+Core cases decide; extended features are probed one by one, reported, and decide only under strict. A case
+that needs an option which the subject lacks is counted and named, never passed over in silence. Right
+answers come from `golden`, units from `units`, calls from `subjects`; here they are only put together.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lalref.oracle import golden
+from lalref.oracle.case import STAGES, Case
+from lalref.oracle.cases import CASES
+from lalref.oracle.golden import Golden
+from lalref.oracle.inputs import FloatArray
+from lalref.oracle.report import Report, Result, Worst
+from lalref.oracle.subjects import Subject, UsageError
+from lalref.oracle.units import Units, error_unit
+
+DECIDING_DTYPES = ("float32", "float64")
+PROBED_DTYPES = ("float16", "bfloat16")
+PROBES = ("plain", "scattered-void", "wide-range", "p-2.5", "probabilities", "sum")  # in the probed dtypes
+LIMIT = 8.0  # units: beyond this an answer is wrong
+ENOUGH = 12  # core cases without which there is no verdict "right"
+
+
+def verify(
+    f: Callable[..., Any],
+    *,
+    framework: str = "numpy",
+    dtype: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    quick: bool = False,
+    strict: bool = False,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Report:
+    """Tell whether `f` computes the locally adaptive learning loss and its gradient.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(logits, labels, **options)``. A numpy subject returns ``(value, gradient)``; a subject of another
+        framework returns the value, and the framework differentiates it. It is passed every option that its
+        signature names, class_weight as a tuple of floats, arrays as arrays of its framework.
+    framework : {"numpy", "torch", "jax", "tensorflow"}
+    dtype : {"float16", "bfloat16", "float32", "float64"}, optional
+        Judge in this dtype alone; by default float32 and float64 decide, and 16-bit ones are probed.
+    fixed : mapping, optional
+        Values of options that `f` has built in, such as ``{"sigma": 1.5}``; an option that `f` lacks and that
+        is not named here is taken to be at its default.
+    quick : bool
+        A selection of the core cases; extended features only under `strict`.
+    strict : bool
+        Let the extended features decide too.
+    progress : callable, optional
+        Wraps the list of runs on its way, as `rich.progress.track` does.
+
+    Returns
+    -------
+    Report
+        With ``verdict`` "right", "wrong" or "inconclusive", ``exit_code`` 0, 1 or 3; print it, or see
+        ``to_dict``.
+
+    Raises
+    ------
+    UsageError
+        A ValueError: `f` can't be called this way or returns something else, an unknown framework, dtype or
+        fixed option.
+
+    Examples
+    --------
+    >>> import lalref
+    >>> from lalref import oracle
+    >>> oracle.verify(lalref.lal_value_and_grad, quick=True).verdict
+    'right'
+    """
+    began = time.perf_counter()
+    if dtype is not None and dtype not in DECIDING_DTYPES + PROBED_DTYPES:
+        known = ", ".join(DECIDING_DTYPES + PROBED_DTYPES)
+        raise UsageError(f"dtype={dtype!r} is not known: it is one of {known}, or None")
+    subject = Subject(f, framework, fixed)
+    answers = golden.load()
+    dtypes = (dtype,) if dtype else DECIDING_DTYPES
+
+    skipped: dict[str, list[str]] = {}
+    runs: list[tuple[Case, str, str]] = []
+    for case in CASES:
+        if quick and not (case.quick or (strict and not case.core)):
+            continue
+        lacking = subject.lacks(case)
+        for option in lacking:
+            skipped.setdefault(option, []).append(case.name)
+        if lacking:
+            continue
+        runs += [(case, each, case.feature) for each in dtypes]
+        if dtype is None and case.name in PROBES and (strict or not quick):
+            runs += [(case, each, each) for each in PROBED_DTYPES]
+
+    results: list[Result] = []
+    worst: Worst | None = None
+    for case, each, feature in runs if progress is None else progress(runs):
+        result, picture = _judge(subject, case, each, feature, answers[case.name])
+        results.append(result)
+        if picture and result.decides(strict) and (worst is None or picture.most > worst.most):
+            worst = picture
+    verdict, reason = _decide(results, strict)
+    return Report(
+        verdict=verdict,
+        reason=reason,
+        results=tuple(results),
+        skipped=skipped,
+        worst=worst,
+        subject=subject.name,
+        framework=framework,
+        framework_version=subject.version,
+        dtypes=dtypes,
+        fixed=subject.fixed,
+        quick=quick,
+        strict=strict,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _judge(
+    subject: Subject, case: Case, dtype: str, feature: str, right: Golden
+) -> tuple[Result, Worst | None]:
+    """Ask for one case in one dtype and measure the answer."""
+
+    def result(outcome: str, value: float, grad: float, note: str) -> Result:
+        return Result(case.name, case.reason, dtype, feature, outcome, value, grad, note)
+
+    try:
+        answer = subject(case, dtype)
+    except UsageError:
+        raise
+    except Exception as error:
+        told = f"raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        return result("unsupported" if feature else "differs", math.inf, math.inf, told), None
+    for what in ("value", "grad"):
+        got, expected = getattr(answer, what).shape, getattr(right, what).shape[1:]
+        if got != expected:
+            name = {"value": "value", "grad": "gradient"}[what]
+            return result("differs", math.inf, math.inf, f"{name} of shape {got}, expected {expected}"), None
+    unit = _unit(case, dtype)
+    value_units = in_units(answer.value, right.value, unit.value)
+    grad_units = in_units(answer.grad, right.grad, unit.grad)
+    value, grad = float(value_units.max(initial=0)), float(grad_units.max(initial=0))
+    note = f"wrote to its input {' and '.join(answer.changed)}" if answer.changed else ""
+    outcome = "differs" if note or max(value, grad) > LIMIT else "holds"
+    if value > grad:
+        picture = Worst(case, dtype, "value", right.value[0], answer.value, value_units)
+    else:
+        picture = Worst(case, dtype, "gradient", right.grad[0], answer.grad, grad_units)
+    return result(outcome, value, grad, note), picture
+
+
+@functools.cache
+def _unit(case: Case, dtype: str) -> Units:
+    right = golden.load()[case.name]
+    return error_unit(case, dtype, right.value[0], right.grad[0])
+
+
+def in_units(got: FloatArray, right: FloatArray, unit: FloatArray) -> FloatArray:
+    """Errors of `got` against high and low part `right` (2, ...), in units; inf where only one is NaN."""
+    with np.errstate(all="ignore"):
+        error = abs((got - right[0]) - right[1])
+        units = np.where(got == right[0], 0.0, error / unit)
+    units = np.where(np.isnan(units), math.inf, units)
+    return np.where(np.isnan(got) & np.isnan(right[0]), 0.0, units)
+
+
+def _decide(results: list[Result], strict: bool) -> tuple[str, str]:
+    """The verdict and one sentence why."""
+    deciding = [r for r in results if r.decides(strict)]
+    failed = [r for r in deciding if r.outcome != "holds"]
+    kinds = "core and extended cases" if strict else "core cases"
+    if failed:
+        names = len({r.name for r in failed})
+        return (
+            "wrong",
+            f"{names} of {len({r.name for r in deciding})} {kinds} are more than {LIMIT:g} units off",
+        )
+    core = {r.name for r in results if not r.feature}
+    if len(core) < ENOUGH:
+        return "inconclusive", f"only {len(core)} core cases could be put to it; a verdict takes {ENOUGH}"
+    exercised = {stage for case in CASES if case.name in core for stage in case.stages}
+    if missing := [stage for stage in STAGES if stage not in exercised]:
+        return "inconclusive", f"no case that could be put to it exercises {' or '.join(missing)}"
+    names = len({r.name for r in deciding})
+    return "right", f"all {names} {kinds} that could be put to it are within {LIMIT:g} units"
