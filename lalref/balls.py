@@ -209,11 +209,10 @@ class Run:
 
     def is_still(self, n: int, q: Position, c: int) -> bool:
         """Whether the logit moves nothing: it is -inf, or in probability space u_q[y] is 0 or 1 for good."""
-        if self.excluded(n, q, c):
-            return True
         y = int(self.problem.y[n, *q])
         others = (self.excluded(n, q, k) for k in range(self.problem.C) if k != y)
-        return self.problem.options.space != "logits" and (self.excluded(n, q, y) or all(others))
+        settled = self.problem.options.space == "probabilities" and (self.excluded(n, q, y) or all(others))
+        return settled or self.excluded(n, q, c)
 
     def ell(self, i: int, moved: dict[Any, Number] | None = None) -> Number:
         """ell of window i; moved: the z[c] (by c), or the log u (by pixel), that differ from the base's."""

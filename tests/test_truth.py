@@ -9,6 +9,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
+import test_truth_edges as edges
 from flint import arb, arb_series, ctx
 
 from lalref import anynumber, balls, definition, truth
@@ -96,20 +97,29 @@ def test_every_radius_is_proven(x, options):
     assert is_proven(truth.value_and_grad(x, Y, **options).grad)
 
 
-@every_case
-def test_jvp_hvp_and_gradient_tell_one_story(x, options):
+def is_one_story(x, options):
+    """Whether <gradient, v> is the jvp and u'Hv = v'Hu, as balls."""
     plain = without_upstream(options)
     first, second = truth.hvp(x, Y, V, **options), truth.hvp(x, Y, U, **options)
-    grad = truth.value_and_grad(x, Y, **options)
+    grad = truth.value_and_grad(x, Y, **options).grad
     forward = truth.jvp(x, Y, V, **plain)
-    assert all(map(arb.overlaps, np.ravel(grad.value), np.ravel(forward.value)))
-    assert all(map(arb.overlaps, grad.grad.ravel(), first.grad.ravel()))
-
     upstream = options.get("grad_output", 1.0)
     slope = inner(forward.value_dot, np.broadcast_to(upstream, np.shape(forward.value_dot)))
-    assert inner(grad.grad, V).overlaps(slope)  # <gradient, v> = L̇
-    assert inner(first.grad_dot, U).overlaps(inner(second.grad_dot, V))  # u'Hv = v'Hu
-    assert max(slope.rad(), inner(first.grad_dot, U).rad()) < 1e-30 * max(abs(slope), arb(1e-300))
+    bend, same = inner(first.grad_dot, U), inner(second.grad_dot, V)
+    assert max(slope.rad(), bend.rad()) < 1e-30 * max(abs(slope), arb(1e-300))
+    assert all(map(arb.overlaps, grad.ravel(), first.grad.ravel()))
+    return inner(grad, V).overlaps(slope), bend.overlaps(same)
+
+
+@every_case
+def test_jvp_hvp_and_gradient_tell_one_story(x, options):
+    assert is_one_story(x, options) == (True, True)
+
+
+def test_a_proof_that_is_too_lax_is_seen(monkeypatch):
+    monkeypatch.setattr(truth, "RELATIVE", 40)
+    monkeypatch.setattr(truth, "BITS", (100,))
+    assert not is_proven(truth.value_and_grad(X, Y).grad)
 
 
 # ---- a second derivation --------------------------------------------------------------------------
@@ -212,6 +222,11 @@ def test_the_differences_catch(mistake, monkeypatch):
     assert min(agreement(X, {"kernel_size": 3}, sample=2)) < 3
 
 
+def test_a_forgotten_window_spoils_the_story(monkeypatch):
+    monkeypatch.setattr(balls.Run, "__init__", _drop_a_window(balls.Run.__init__))
+    assert is_one_story(X, {"kernel_size": 3}) == (False, False)
+
+
 # ---- locality -------------------------------------------------------------------------------------
 
 
@@ -228,3 +243,36 @@ def test_locality_changes_nothing(name):
         ctx.cap = 10
         assert whole[1].overlaps(found.grad[index])
         assert whole[1].rad() < 1e-60
+
+
+# ---- the checks of the other file on trial ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("check", "arguments", "owner", "name", "wrong"),
+    [
+        (edges.test_a_tie_shares_the_gradient_by_omega_and_says_so, (), balls.Run, "ties",
+         lambda f: lambda self: f(self)[:1]),
+        (edges.test_ties_reach_as_far_as_16_eps, (2.0**-22, np.float32, True), balls.np, "finfo",
+         lambda f: lambda dtype: f(np.float64)),
+        (edges.test_ignored_pixels_are_not_read_and_have_gradient_0, ("logits",), definition, "group",
+         lambda f: lambda p, y, shape, radii: f(p, dict.fromkeys(y, 0), shape, radii)),
+        (edges.test_excluded_classes_have_gradient_0, ("logits",), balls.Run, "excluded",
+         lambda f: lambda self, n, q, c: False),
+        (edges.test_a_pixel_that_is_certain_either_way_moves_nothing_in_probability_space, (), balls.Run,
+         "is_still", lambda f: lambda self, n, q, c: self.excluded(n, q, c)),
+        (edges.test_a_window_without_loss_beside_one_with, (), balls.Run, "is_constant",
+         lambda f: lambda self, i: False),
+        (edges.test_precision_rises_until_a_tiny_loss_is_proven, (100.0, "logits"), truth, "RELATIVE",
+         lambda f: 20),
+        (edges.test_inputs_are_exact_in_every_dtype, (np.float16,), balls, "exact",
+         lambda f: lambda name, a: f(name, a) * (1 + 2.0**-40 * (np.asarray(a).dtype == np.float16))),
+        (edges.test_stored_doubles_hold_the_ball, (2,), math, "nextafter", lambda f: lambda a, b: a / 2),
+    ],
+    ids=lambda part: getattr(part, "__name__", "").removeprefix("<lambda>"),
+)  # fmt: skip
+def test_the_checks_of_edges_catch(check, arguments, owner, name, wrong, monkeypatch):
+    check(*arguments)
+    monkeypatch.setattr(owner, name, wrong(getattr(owner, name)))
+    with pytest.raises((AssertionError, ValueError, ArithmeticError)):
+        check(*arguments)

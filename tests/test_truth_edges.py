@@ -165,12 +165,15 @@ def test_excluded_classes_have_gradient_0(space):
     assert all(map(arb.overlaps, two.grad_dot.ravel(), all_of_it.grad_dot[:, :2].ravel()))
 
 
-def test_a_true_class_excluded_in_one_pixel_leaves_the_others_probability():
-    x = X.copy()
-    x[0, 0, 1] = -INF
-    found = truth.value_and_grad(x, Y, space="probabilities")
-    assert found.value.rad() < 1e-30
-    assert exactly_zero(found.grad[0, :, 1])
+def test_a_pixel_that_is_certain_either_way_moves_nothing_in_probability_space():
+    for excluded in ([0], [1, 2]):
+        x = X.copy()
+        x[0, excluded, 1] = -INF
+        found = truth.hvp(x, Y, X, space="probabilities")
+        assert found.value.rad() < 1e-30
+        assert exactly_zero(found.grad[0, :, 1])
+        assert exactly_zero(found.grad_dot[0, :, 1])
+        assert not exactly_zero(found.grad_dot[0, :, 0])
 
 
 @pytest.mark.parametrize(
