@@ -51,7 +51,7 @@ class Inspection:
     share: Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LocallyAdaptiveLoss(Options):
     """The locally adaptive learning loss with its options fixed: equations (1) to (10).
 
@@ -304,4 +304,5 @@ def _by_definition(problem: Problem, logits: Array, labels: Array, pixel_weight:
             if f.name not in ("axis", "check", "engine")
         },
     )
-    return as_scalar(np.asarray(value, dtype=np.float64).astype(dtype))
+    shape = problem.omega.shape if options.reduction == "none" else ()  # an empty list has lost its axes
+    return as_scalar(np.asarray(value, dtype=np.float64).astype(dtype).reshape(shape))

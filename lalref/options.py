@@ -50,7 +50,7 @@ class OptionsDict(TypedDict, total=False):
     engine: Literal["auto", "definition", "array", "numba", "cuda"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of `lalref.LocallyAdaptiveLoss`, checked; all that an engine knows of it."""
 
@@ -125,7 +125,8 @@ class Options:
             return (lengths,) * ndim
         if len(lengths) != ndim:
             raise ValueError(
-                f"{name}={lengths} names {len(lengths)} axes, but the logits have {ndim} spatial axes"
+                f"{name}={lengths} names {len(lengths)} axes, but the logits have {ndim} spatial axes: "
+                "give one int, or one for each spatial axis"
             )
         return lengths
 
@@ -175,7 +176,7 @@ def _indices(value: Any) -> int | tuple[int, ...] | None:
 def _class_weights(value: Any) -> tuple[float, ...]:
     allowed = "a sequence of one finite number >= 0 for each class"
     try:
-        weights = tuple(float(v) for v in value)
+        weights = (math.nan,) if isinstance(value, str) else tuple(float(v) for v in value)
     except (TypeError, ValueError):
         weights = (math.nan,)
     if not all(0 <= w < math.inf for w in weights):

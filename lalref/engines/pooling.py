@@ -91,7 +91,8 @@ def neighbours(
     tiny = 0.0 if u is None else _smallest(u.dtype)
     for offset in itertools.product(*(range(-r, r + 1) for r in radii)):
         d = max([0, *map(abs, offset)])
-        log_w = 0.0 if options.sigma is None else -0.5 * (d / options.sigma) ** 2  # (1)
+        t = 0.0 if options.sigma is None else d / options.sigma
+        log_w = -0.5 * (t * t)  # (1); t**2 would raise where t * t is inf
         w = math.exp(log_w)
         at_q = (
             ...,
