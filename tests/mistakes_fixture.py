@@ -17,8 +17,8 @@ class Textbook:
 
     def __call__(
         self, logits, labels, *, kernel_size=5, sigma=1.0, stride=1, space="logits", normalize="weights",
-        p=5.0, label_smoothing=0.0, ignore_index=255, class_weight=None, reduction="mean", axis=1, empty="zero",
-        pixel_weight=None, grad_output=1.0,
+        p=5.0, label_smoothing=0.0, ignore_index=255, class_weight=None, reduction="mean", axis=1,
+        empty="zero", pixel_weight=None, grad_output=1.0,
     ):  # fmt: skip
         o = SimpleNamespace(**{k: v for k, v in locals().items() if k not in ("self", "logits", "labels")})
         dtype = np.float64 if logits.dtype == np.float64 else np.float32

@@ -64,8 +64,8 @@ def _core() -> list[Case]:
         # every option at its default
         c("plain", "Blobs of three classes, every option at its default.", blobs(TWO, 3), 1),
         c("scattered", "Labels without structure: groups of every size and shape.", scattered(TWO, 2, 3), 2),
-        c("batch", "Two images of very different losses: one mean over both, no mean of means.", blobs(TWO, 3),
-          3, logits=eighths((2, 3, 6, 7), 3, 15) * np.array([1.0, 8.0]).reshape(2, 1, 1, 1)),
+        c("batch", "Two images of very different losses: one mean over both, no mean of means.",
+          blobs(TWO, 3), 3, logits=eighths((2, 3, 6, 7), 3, 15) * np.array([1.0, 8.0]).reshape(2, 1, 1, 1)),
         c("checkerboard", "Same-class neighbours touch only at corners.", checkerboard(TWO), 4),
         c("single-pixel-groups", "No window finds a neighbour of its class, so pooling changes nothing.",
           singles(TWO, 3), 5, classes=9, stages=NO_POOLING),
