@@ -47,20 +47,21 @@ def setup(logits, labels, options):
     def w(d): return 1.0 if options.sigma is None else math.exp(-0.5 * (d / options.sigma) ** 2)
     far = max(full)
     while dtype.type(w(far)) == 0: far -= 1
-    window = window_of([min(r, far) for r in full], w, dtype)
+    unit = 2.0 ** max(0, -100 - math.frexp(w(far))[1]) if dtype == np.float32 else 1.0
+    window = window_of([min(r, far) for r in full], lambda d: w(d) * unit, dtype)
     counted, apart = window, False
     if options.normalize == "count":
-        counted, apart = window_of(full, lambda d: 1.0, dtype), True
+        counted, apart = window_of(full, lambda d: unit, dtype), True
     pad = up(counted.reach)
     rr = [int(max(abs(counted.row_a))), int(max(abs(counted.row_b)))]
     image = K.Image(C, *S3, *s3)
     def ring(width): return Ring(2 * rr[0] + 1, S3[1], pad + up(width) + up(counted.reach + LANES), pad)
-    return image, window, counted, apart, ring, N
+    return image, window, counted, apart, ring, N, unit
 
 
 def value_and_grad_raw(logits, labels, valid, options, gfun, most=12, band=None, group=None):
-    image, window, counted, apart, ring, N = setup(logits, labels, options)
-    C, A, B, W = image[:4]
+    image, window, counted, apart, ring, N, unit = setup(logits, labels, options)
+    C, A, B, W = image[:4]; dtype=logits.dtype.type
     x = logits.reshape(N, C, A, B, W)
     steps = K.Steps(*(s // logits.itemsize for s in x.strides))
     ell = np.zeros(valid.shape, logits.dtype)
@@ -70,9 +71,11 @@ def value_and_grad_raw(logits, labels, valid, options, gfun, most=12, band=None,
     band = band or 32
     R = ring(W)
     tasks = [K.Task(n, a, min(a + band, A), 0, W, 0, C) for n in range(N) for a in range(0, A, band)]
-    run(lambda t: K.forward(t, image, fx, steps, fy, fv, window, counted, apart, R, options.label_smoothing, most, fl, fg, True), tasks)
+    run(lambda t: K.forward(t, image, fx, steps, fy, fv, window, counted, apart, dtype(unit), R, options.label_smoothing, most, fl, fg, True), tasks)
     g = readonly(gfun(ell))
+    e = math.frexp(float(np.max(np.abs(g))))[1]
+    k = math.frexp(unit)[1]-1; a=max(0,min(100-k-e,126-k))
     group = group or max(1, -(-C // 8))
     tasks = [K.Task(n, 0, A, 0, W, c, min(c + group, C)) for n in range(N) for c in range(0, C, group)]
-    run(lambda t: K.backward(t, image, fy, fv, g, window, R, most, fg, fg), tasks)
+    run(lambda t: K.backward(t, image, fy, fv, g, dtype(2.0**a), dtype(2.0**-(a+k)), window, R, most, fg, fg), tasks)
     return ell, grad

@@ -22,16 +22,14 @@ from numba import njit
 from lalref.engines.loops_lanes import (
     LANES,
     fill,
-    fma,
+    inner,
     largest,
     load,
     load_first,
-    round_like,
     select,
     spread,
     store,
     store_first,
-    widen,
 )
 from lalref.engines.loops_math import exp_not_positive, log1p_not_negative
 from lalref.engines.loops_pool import Plan, find_rows, pool_row, ring_size
@@ -88,10 +86,10 @@ def _new_plan(ring, blocks, most_classes):
 @njit
 def _new_scratch(x, ring, window):
     """Room for every U_t of a whole row and the sums of a column's shells, see `loops_pool`."""
-    return np.empty((window.reach + 1) * ring.width + 2 * len(window.shell) * LANES, x.dtype)
+    return np.empty((window.reach + 1) * ring.width + 4 * len(window.shell) * LANES, x.dtype)
 
 
-@njit
+@inner
 def _copy_readable(x, start, step, count, labels, to, out, out_to):
     """out[out_to :] = x[start :: step][:count], 0 where the label says that it may not be read."""
     nobody = spread(np.int32(-1))
@@ -104,7 +102,7 @@ def _copy_readable(x, start, step, count, labels, to, out, out_to):
             out[out_to + j] = x[start + j * step] if labels[to + j] >= 0 else 0
 
 
-@njit
+@inner
 def _windows_of_row(y, valid, image, n, a, b, w0, w1, centres, to):
     """centres[to + j] = the label of the window at column w0 + j, -1 where there is none; whether any is there."""
     found = np.int32(-1)
@@ -131,14 +129,14 @@ def _windows_of_row(y, valid, image, n, a, b, w0, w1, centres, to):
     return found >= 0
 
 
-@njit
+@inner
 def _load_labels(y, at, count, labels, to):
     row, out = y[at : at + count], labels[to : to + count]
     for j in range(count):
         out[j] = row[j]
 
 
-@njit
+@inner
 def _put(row, centres, stride, w0, count, out, at):
     """Write what belongs to a window to the row of the grid that begins at out[at]."""
     if stride == 1:
@@ -151,18 +149,20 @@ def _put(row, centres, stride, w0, count, out, at):
                 out[at + (w0 + j) // stride] = row[j]
 
 
-@njit
-def _take(source, at, stride, count, row):
+@inner
+def _take(source, at, stride, count, factor, row):
     """Spread a row of the grid over the columns where it has windows."""
     if stride == 1:
-        row[:count] = source[at : at + count]
+        here, to = source[at : at + count], row[:count]
+        for j in range(count):
+            to[j] = here[j] * factor
     else:
         for j in range(0, count, stride):
-            row[j] = source[at + j // stride]
+            row[j] = source[at + j // stride] * factor
 
 
-@njit
-def _cross_entropy_row(z, width, C, alpha, centres, ell, z_bar, z_bar_at, z_bar_step, count, with_gradient):
+@inner
+def _cross_entropy_row(z, width, C, alpha, unit, centres, ell, z_bar, z_bar_at, z_bar_step, count, with_gradient):
     """Equations (5), (12) and (17) for a row: z (C + 1, width), the last row D; ell (width,)."""
     share = alpha / C
     for j in range(0, width, LANES):
@@ -198,6 +198,7 @@ def _cross_entropy_row(z, width, C, alpha, centres, ell, z_bar, z_bar_at, z_bar_
         loss = select(y == spread(np.int32(C)), fill(z, math.nan), loss)  # a label that is no class
         store(ell, j, loss)
         if with_gradient:
+            inverse = inverse * fill(z, unit)
             q = select(loss - loss == zero, inverse / s, fill(z, math.nan))
             for c in range(C):
                 target = y == spread(np.int32(c))
@@ -212,9 +213,9 @@ def _cross_entropy_row(z, width, C, alpha, centres, ell, z_bar, z_bar_at, z_bar_
                     store_first(z_bar, z_bar_at + c * z_bar_step + j, count - j, e)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def forward(
-    task, image, x, steps, y, valid, window, counted, apart, ring, alpha, most_classes, ell, z_bar, with_gradient
+    task, image, x, steps, y, valid, window, counted, apart, unit, ring, alpha, most_classes, ell, z_bar, with_gradient
 ):
     """Equations (4), (5), (7), (17): ell of the windows of a task and, if asked for, z_bar / D with g = 1.
 
@@ -269,13 +270,13 @@ def forward(
                     )  # fmt: skip
                 plane = image.A * image.B * image.W
                 at = task.n * C * plane + (a * image.B + b) * image.W + task.w0
-                _cross_entropy_row(z, width, C, alpha, centres, ell_row, z_bar, at, plane, T, with_gradient)
+                _cross_entropy_row(z, width, C, alpha, unit, centres, ell_row, z_bar, at, plane, T, with_gradient)
                 row = ((task.n * grid_a + a // image.stride_a) * grid_b + b // image.stride_b) * grid_w
                 _put(ell_row, centres, image.stride_w, task.w0, T, ell, row)
 
 
-@njit(nogil=True, cache=True)
-def backward(task, image, y, valid, g, window, ring, most_classes, z_bar, x_bar):
+@njit(nogil=True, cache=True, error_model="numpy")
+def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_bar, x_bar):
     """Equation (13): x_bar = A(g z_bar / D) for the channels and rows of a task; in place if x_bar is z_bar.
 
     y: (N, A, B, W) int32; valid, g: (N, *grid); z_bar, x_bar: (N, C, A, B, W). In place a task must take all rows.
@@ -305,7 +306,7 @@ def backward(task, image, y, valid, g, window, ring, most_classes, z_bar, x_bar)
             to = ((ahead % ring.planes) * ring.rows + b) * ring.width + ring.pad
             if _windows_of_row(y, valid, image, task.n, ahead, b, 0, W, labels, to):
                 row = ((task.n * grid_a + ahead // image.stride_a) * grid_b + b // image.stride_b) * grid_w
-                _take(g, row, image.stride_w, W, g_row)
+                _take(g, row, image.stride_w, W, up, g_row)
                 for c in range(channels):
                     at = first + c * plane + (ahead * image.B + b) * W
                     for j in range(0, W, LANES):
@@ -327,7 +328,7 @@ def backward(task, image, y, valid, g, window, ring, most_classes, z_bar, x_bar)
                 for c in range(channels):
                     at = first + c * plane + (a * image.B + b) * W
                     for j in range(0, W, LANES):
-                        value = select(load(centres, j) > nobody, load(z, c * width + j), fill(z, 0))
+                        value = select(load(centres, j) > nobody, load(z, c * width + j) * fill(z, down), fill(z, 0))
                         if j + LANES <= W:
                             store(x_bar, at + j, value)
                         else:

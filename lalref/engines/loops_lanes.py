@@ -15,10 +15,14 @@ import operator
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 from numba.core import types
-from numba.core.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES = 16
+
+# For functions that a kernel calls: they allocate nothing, so arrays needn't be counted on the way in and out.
+inner = njit(error_model="numpy", _nrt=False)
 
 
 class Lanes(types.Type):
@@ -57,6 +61,12 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(at, _vector(array_type.dtype).as_pointer())
 
 
+def _load(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    value = builder.load(_pointer(context, builder, array_type, array, index))
+    value.align = array_type.dtype.bitwidth // 8
+    return value
+
+
 def _spread(builder: Any, scalar_type: types.Type, scalar: Any) -> Any:
     vector = ir.Constant(_vector(scalar_type), ir.Undefined)
     vector = builder.insert_element(vector, scalar, ir.Constant(ir.IntType(32), 0))
@@ -92,9 +102,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     """array[index : index + LANES]."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(_pointer(context, builder, array, *args))
-        value.align = array.dtype.bitwidth // 8
-        return value
+        return _load(context, builder, array, *args)
 
     return Lanes(array.dtype)(array, types.intp), codegen
 
@@ -109,6 +117,38 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def load_any(typingctx: Any, array: Any, index: Any, labels: Any, label_index: Any, label: Any) -> Any:
+    """load(array, index), called like `load_of`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(context, builder, array, *args[:2])
+
+    return Lanes(array.dtype)(array, types.intp, labels, types.intp, label), codegen
+
+
+@intrinsic
+def load_of(typingctx: Any, array: Any, index: Any, labels: Any, label_index: Any, label: Any) -> Any:
+    """load(array, index) where load(labels, label_index) == label, else 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        member = builder.icmp_signed("==", _load(context, builder, labels, *args[2:4]), args[4])
+        value = _load(context, builder, array, *args[:2])
+        return builder.select(member, value, ir.Constant(value.type, None))
+
+    return Lanes(array.dtype)(array, types.intp, labels, types.intp, label), codegen
+
+
+@intrinsic
+def peek(typingctx: Any, array: Any, index: Any) -> Any:
+    """array[index] of a 1-d array, for an index that is never negative."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]]))
+
+    return array.dtype(array, types.intp), codegen
 
 
 @intrinsic
@@ -268,39 +308,28 @@ def largest(typingctx: Any, a: Any) -> Any:
 
 
 def _binary(symbol: Any, real: str, integer: str) -> None:
-    @intrinsic
-    def instruction(typingctx: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, real if isinstance(a.scalar, types.Float) else integer)(*args)
+    @type_callable(symbol)
+    def typing(context: Any) -> Any:
+        return lambda a, b: a if isinstance(a, Lanes) and a == b else None
 
-        return a(a, a), codegen
-
-    @overload(symbol)
-    def lanes_operator(a: Any, b: Any) -> Any:
-        def apply(a: Any, b: Any) -> Any:
-            return instruction(a, b)
-
-        return apply if isinstance(a, Lanes) and a == b else None
+    @lower_builtin(symbol, Lanes, Lanes)
+    def lowering(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        is_real = isinstance(signature.args[0].scalar, types.Float)
+        return getattr(builder, real if is_real else integer)(*args)
 
 
 def _comparison(symbol: Any, sign: str) -> None:
-    @intrinsic
-    def instruction(typingctx: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            if isinstance(a.scalar, types.Float):  # unordered != is what makes x != x tell NaN
-                compare = builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered
-            else:
-                compare = builder.icmp_signed
-            return compare(sign, *args)
+    @type_callable(symbol)
+    def typing(context: Any) -> Any:
+        return lambda a, b: Lanes(types.boolean) if isinstance(a, Lanes) and a == b else None
 
-        return Lanes(types.boolean)(a, a), codegen
-
-    @overload(symbol)
-    def lanes_comparison(a: Any, b: Any) -> Any:
-        def apply(a: Any, b: Any) -> Any:
-            return instruction(a, b)
-
-        return apply if isinstance(a, Lanes) and a == b else None
+    @lower_builtin(symbol, Lanes, Lanes)
+    def lowering(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if not isinstance(signature.args[0].scalar, types.Float):
+            return builder.icmp_signed(sign, *args)
+        if sign == "!=":  # unordered, so that x != x tells NaN
+            return builder.fcmp_unordered(sign, *args)
+        return builder.fcmp_ordered(sign, *args)
 
 
 for _symbol, _real, _integer in (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
-from numba.core.extending import overload
+from numba.extending import overload
 
 from lalref.engines.loops_lanes import bits, fma, select, shift_left, shift_right, spread, to_float
 

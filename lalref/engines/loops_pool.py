@@ -23,9 +23,22 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-from lalref.engines.loops_lanes import LANES, any_lane, fill, fma, largest, load, select, spread, store
+from lalref.engines.loops_lanes import (
+    LANES,
+    any_lane,
+    fill,
+    fma,
+    inner,
+    largest,
+    load,
+    load_any,
+    load_of,
+    peek,
+    select,
+    spread,
+    store,
+)
 
 # A block whose centres show more classes than this is pooled by cell; from timings, by the window's reach.
 MOST_CLASSES = 12
@@ -67,13 +80,13 @@ class Ring(NamedTuple):
     pad: int
 
 
-@njit(inline="never")
+@inner
 def ring_size(ring):
     """Numbers in one channel of the ring."""
     return (ring.planes * ring.rows + 1) * ring.width
 
 
-@njit
+@inner
 def find_rows(window, ring, a, b, A, found):
     """Where the rows of the windows of row (a, b) begin in a channel of the ring."""
     outside = ring.planes * ring.rows
@@ -101,7 +114,7 @@ class Plan(NamedTuple):
     low: Any
 
 
-@njit
+@inner
 def _column_extremes(labels, rows, width, high, low):
     """The largest label of each column, and the smallest but for -1, with -2**31 added."""
     flip = spread(np.int32(-(2**31)))  # turns -1 into the largest int32, and keeps the order of the classes
@@ -117,7 +130,7 @@ def _column_extremes(labels, rows, width, high, low):
         store(low, j, bottom)
 
 
-@njit
+@inner
 def _only_class_in_reach(plan, kind, left, reach):
     """Whether no pixel in reach of the block at column `left` of the ring has another class than `kind`."""
     flip = spread(np.int32(-(2**31)))
@@ -134,7 +147,7 @@ def _only_class_in_reach(plan, kind, left, reach):
         j = min(j + LANES, end)
 
 
-@njit
+@inner
 def _add_block(plan, segments, kind, block, mixed):
     """Append a block of class `kind`, to its segment if the block before belongs to one alike."""
     i = segments - 1
@@ -150,7 +163,7 @@ def _add_block(plan, segments, kind, block, mixed):
     return segments + 1
 
 
-@njit
+@inner
 def plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan):
     """Decide how each block of the row is pooled; return the numbers of segments and of blocks by cell.
 
@@ -170,7 +183,7 @@ def plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan):
             continue
         classes = 0
         every = rest
-        while kind >= 0:
+        while kind >= 0 and classes <= most_classes:
             classes += 1
             rest = select(rest == spread(np.int32(kind)), none, rest)
             kind = largest(rest)
@@ -186,63 +199,119 @@ def plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan):
     return segments, by_cell
 
 
-def _pooling_by_class(mixed):
-    """Make `pool_segment` for a segment whose labels must be asked, or need not."""
+def _small_columns(cell, radius):
+    """Make the function that works out all U_t of a segment for 3 x 3 (radius 1) or 5 x 5 windows (2) of images."""
 
-    @njit
-    def cell(x, at, labels, row, kind):
-        value = load(x, at + row)
-        return select(load(labels, row) == kind, value, fill(x, 0)) if mixed else value
+    @inner
+    def columns(x, at, labels, rows, column, end, kind, window, scratch, step):
+        weight = window.weight
+        w0, w1 = fill(x, weight[0]), fill(x, weight[1])
+        w2 = fill(x, weight[2]) if radius == 2 else w0
+        r0, r1, r2 = rows[0], rows[1], rows[2]
+        r3, r4 = (rows[3], rows[4]) if radius == 2 else (r1, r2)
+        for j in range(column, end, LANES):
+            to = j - column
+            S = cell(x, at + r0 + j, labels, r0 + j, kind)
+            P = cell(x, at + r1 + j, labels, r1 + j, kind) + cell(x, at + r2 + j, labels, r2 + j, kind)
+            if radius == 1:
+                store(scratch, to, fma(w0, S, w1 * P))
+                store(scratch, step + to, w1 * (S + P))
+            else:
+                P2 = cell(x, at + r3 + j, labels, r3 + j, kind) + cell(x, at + r4 + j, labels, r4 + j, kind)
+                O = w2 * P2
+                store(scratch, to, fma(w0, S, fma(w1, P, O)))
+                S = S + P
+                store(scratch, step + to, fma(w1, S, O))
+                store(scratch, 2 * step + to, w2 * (S + P2))
 
-    @njit
-    def pool_segment(x, channels, ring, labels, window, rows, kind, first, last, centres, scratch, out, out_width):
-        reach, weight, shell = window.reach, window.weight, window.shell
+    return columns
+
+
+def _all_columns(cell):
+    """Make the function that works out all U_t of a segment for any window."""
+
+    @inner
+    def columns(x, at, labels, rows, column, end, kind, window, scratch, step):
+        weight, shell, reach = window.weight, window.shell, window.reach
         shells = len(shell) - 2
+        sums = (reach + 1) * step  # where scratch keeps, two vectors each, a shell's sum and the sum outside of it
+        for j in range(column, end, 2 * LANES):
+            to = j - column
+            O = fill(x, 0)
+            O_next = O
+            for s in range(shells, 0, -1):
+                P = fill(x, 0)
+                P_next = P
+                for i in range(peek(shell, s), peek(shell, s + 1), 2):
+                    q, r = peek(rows, i) + j, peek(rows, i + 1) + j
+                    P = P + (cell(x, at + q, labels, q, kind) + cell(x, at + r, labels, r, kind))
+                    q, r = q + LANES, r + LANES
+                    P_next = P_next + (cell(x, at + q, labels, q, kind) + cell(x, at + r, labels, r, kind))
+                keep = sums + 4 * s * LANES
+                store(scratch, keep, P)
+                store(scratch, keep + LANES, P_next)
+                store(scratch, keep + 2 * LANES, O)
+                store(scratch, keep + 3 * LANES, O_next)
+                w = fill(x, peek(weight, s))
+                O = fma(w, P, O)
+                O_next = fma(w, P_next, O_next)
+            q = peek(rows, 0) + j
+            S = cell(x, at + q, labels, q, kind)
+            S_next = cell(x, at + q + LANES, labels, q + LANES, kind)
+            w = fill(x, peek(weight, 0))
+            store(scratch, to, fma(w, S, O))
+            store(scratch, to + LANES, fma(w, S_next, O_next))
+            for t in range(1, reach + 1):
+                to += step
+                w = fill(x, peek(weight, t))
+                if t <= shells:
+                    keep = sums + 4 * t * LANES
+                    S = S + load(scratch, keep)
+                    S_next = S_next + load(scratch, keep + LANES)
+                    store(scratch, to, fma(w, S, load(scratch, keep + 2 * LANES)))
+                    store(scratch, to + LANES, fma(w, S_next, load(scratch, keep + 3 * LANES)))
+                else:
+                    store(scratch, to, w * S)
+                    store(scratch, to + LANES, w * S_next)
+
+    return columns
+
+
+def _pooling_by_class(columns, mixed, radius):
+    """Make the function that pools a segment, from the one that works out its U_t."""
+
+    @inner
+    def pool_segment(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
+        kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
+        reach = radius if radius > 0 else window.reach
         size = ring_size(ring)
-        left = ring.pad + first * LANES - reach
-        vectors = ((last - first) * LANES + 2 * reach + LANES - 1) // LANES
-        U_width = vectors * LANES
-        outer = (reach + 1) * U_width  # scratch: U_t for each t, then the outer sums and the shells' sums
-        kinds = spread(np.int32(kind))
+        column = ring.pad + first * LANES - reach
+        step = ((last - first) * LANES + 2 * reach + 2 * LANES - 1) // (2 * LANES) * (2 * LANES)
+        end = column + (last - first) * LANES + 2 * reach
         for c in range(channels):
-            at = c * size
-            for v in range(vectors):
-                column = left + v * LANES
-                O = fill(x, 0)
-                for s in range(shells, 0, -1):
-                    P = cell(x, at, labels, rows[shell[s]] + column, kinds)
-                    for i in range(shell[s] + 1, shell[s + 1]):
-                        P = P + cell(x, at, labels, rows[i] + column, kinds)
-                    store(scratch, outer + 2 * s * LANES, P)
-                    store(scratch, outer + (2 * s + 1) * LANES, O)
-                    O = fma(fill(x, weight[s]), P, O)
-                S = cell(x, at, labels, rows[0] + column, kinds)
-                store(scratch, v * LANES, fma(fill(x, weight[0]), S, O))
-                for t in range(1, min(reach, shells) + 1):
-                    S = S + load(scratch, outer + 2 * t * LANES)
-                    O = load(scratch, outer + (2 * t + 1) * LANES)
-                    store(scratch, t * U_width + v * LANES, fma(fill(x, weight[t]), S, O))
-                for t in range(shells + 1, reach + 1):
-                    store(scratch, t * U_width + v * LANES, fill(x, weight[t]) * S)
+            columns(x, c * size, labels, rows, column, end, kind, window, scratch, step)
             for block in range(first, last):
                 j = (block - first) * LANES + reach
                 total = load(scratch, j)
                 for t in range(1, reach + 1):
-                    total = total + (load(scratch, t * U_width + j - t) + load(scratch, t * U_width + j + t))
-                at_out = c * out_width + block * LANES
+                    total = total + (load(scratch, t * step + j - t) + load(scratch, t * step + j + t))
+                to = c * out_width + block * LANES
                 if mixed:
-                    mine = load(centres, block * LANES) == kinds
-                    total = select(mine, total, load(out, at_out))
-                store(out, at_out, total)
+                    total = select(load(centres, block * LANES) == kind, total, load(out, to))
+                store(out, to, total)
 
     return pool_segment
 
 
-_pool_pure = _pooling_by_class(False)
-_pool_mixed = _pooling_by_class(True)
+_pure_1 = _pooling_by_class(_small_columns(load_any, 1), False, 1)
+_pure_2 = _pooling_by_class(_small_columns(load_any, 2), False, 2)
+_pure = _pooling_by_class(_all_columns(load_any), False, 0)
+_mixed_1 = _pooling_by_class(_small_columns(load_of, 1), True, 1)
+_mixed_2 = _pooling_by_class(_small_columns(load_of, 2), True, 2)
+_mixed = _pooling_by_class(_all_columns(load_of), True, 0)
 
 
-@njit
+@inner
 def _pool_block_by_cell(x, channels, ring, labels, window, rows, block, centres, out, out_width):
     """The window's cells one by one, four channels at a time, so that a label is asked once for the four."""
     reach, weight, shell = window.reach, window.weight, window.shell
@@ -276,15 +345,24 @@ def _pool_block_by_cell(x, channels, ring, labels, window, rows, block, centres,
             store(out, at_out + 3 * out_width, z3)
 
 
-@njit
+@inner
 def pool_row(x, channels, ring, labels, window, rows, centres, blocks, most_classes, plan, scratch, out, out_width):
     """Pool every channel of a row for its windows; out[c * out_width + j] is right where centres[j] is a class."""
     segments, by_cell = plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan)
+    small = window.reach if window.reach == len(window.shell) - 2 and len(rows) == 2 * window.reach + 1 else 0
     for i in range(segments):
-        kind, first, last = plan.kind[i], plan.first[i], plan.last[i]
         if plan.mixed[i]:
-            _pool_mixed(x, channels, ring, labels, window, rows, kind, first, last, centres, scratch, out, out_width)
+            if small == 1:
+                _mixed_1(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+            elif small == 2:
+                _mixed_2(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+            else:
+                _mixed(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif small == 1:
+            _pure_1(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif small == 2:
+            _pure_2(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
         else:
-            _pool_pure(x, channels, ring, labels, window, rows, kind, first, last, centres, scratch, out, out_width)
+            _pure(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
     for i in range(by_cell):
         _pool_block_by_cell(x, channels, ring, labels, window, rows, plan.by_cell[i], centres, out, out_width)
