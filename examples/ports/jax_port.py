@@ -1,18 +1,21 @@
-"""The locally adaptive learning loss in JAX, differentiated by jax.grad; every line works under jax.jit.
+"""The locally adaptive learning loss in JAX, compiled by jax.jit and differentiated by jax.grad.
 
 A port to be judged, and a port to read: it imports nothing of lalref. 2-D images, textbook arithmetic.
 
     lalref verify examples/ports/jax_port.py:loss --framework jax
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 IGNORED, OUTSIDE = -1, -2  # labels of pixels without a class, and of pixels beyond the border
 
 
+@functools.partial(jax.jit, static_argnames=("kernel_size", "stride", "space", "normalize", "reduction"))
 def loss(
     logits,
     labels,
@@ -44,22 +47,21 @@ def loss(
     omega = jnp.where(valid, omega, 0)
 
     r = kernel_size // 2
-    offsets = [(i, j) for i in range(-r, r + 1) for j in range(-r, r + 1)]
-    d = [max(abs(i), abs(j)) for i, j in offsets]
-    w = [1.0 if sigma is None else math.exp(-0.5 * (each / sigma) ** 2) for each in d]
+    d = np.maximum(*np.abs(np.mgrid[-r : r + 1, -r : r + 1])).ravel()  # (cells,) chessboard distances
+    w = jnp.ones(d.size, x.dtype) if sigma is None else jnp.exp(-0.5 * (d / sigma) ** 2).astype(x.dtype)
     same = seen_by_cells(y, r, OUTSIDE) == y[..., None]  # (N, H, W, cells)
-    counted = jnp.asarray(w if normalize == "weights" else [1.0] * len(w), x.dtype)
+    counted = w if normalize == "weights" else jnp.ones_like(w)
     D = (same * counted).sum(-1)  # (N, H, W)
     onehot = y[:, None] == jnp.arange(C)[:, None, None]  # (N, C, H, W)
 
     if space == "logits":
-        z = jnp.where(same[:, None], seen_by_cells(x, r, 0) * jnp.asarray(w, x.dtype), 0).sum(-1) / D[:, None]
+        z = jnp.where(same[:, None], seen_by_cells(x, r, 0) * w, 0).sum(-1) / D[:, None]
         t = (1 - label_smoothing) * onehot + label_smoothing / C
         ell = -(t * jax.nn.log_softmax(z, axis=1)).sum(1)  # (N, H, W)
     else:
         own = jnp.where(onehot, jax.nn.log_softmax(x, axis=1), 0).sum(1)  # (N, H, W)
         terms = jnp.where(same, seen_by_cells(own, r, 0), -jnp.inf)
-        ell = jnp.log(D) - jax.nn.logsumexp(terms, b=jnp.asarray(w, x.dtype), axis=-1)
+        ell = jnp.log(D) - jax.nn.logsumexp(terms, b=w, axis=-1)
     ell = jnp.where(valid, ell, 0)
 
     if reduction == "none":
@@ -71,18 +73,19 @@ def seen_by_cells(u, r, outside):
     """u (..., H, W) as each cell of the window sees it: (..., H, W, cells); `outside` beyond the border."""
     H, W = u.shape[-2:]
     padded = jnp.pad(u, [(0, 0)] * (u.ndim - 2) + [(r, r), (r, r)], constant_values=outside)
-    i, j = (a.ravel() for a in jnp.meshgrid(*[jnp.arange(2 * r + 1)] * 2, indexing="ij"))  # (cells,)
-    return padded[..., jnp.arange(H)[:, None, None] + i, jnp.arange(W)[:, None] + j]
+    i, j = np.divmod(np.arange((2 * r + 1) ** 2), 2 * r + 1)  # (cells,)
+    return padded[..., np.arange(H)[:, None, None] + i, np.arange(W)[:, None] + j]
 
 
 def power_mean(ell, omega, p, reduction):
     """Minkowski pooling of the window losses. The maximum only scales, so nothing flows through it."""
     top = jax.lax.stop_gradient(ell.max(initial=0))
-    if p == math.inf:
-        tied = jnp.where(ell >= top * (1 - 16 * jnp.finfo(ell.dtype).eps), omega, 0)
-        return (jax.lax.stop_gradient(tied / jnp.where(top > 0, tied.sum(), 1)) * ell).sum()
+    tied = jnp.where(ell >= top * (1 - 16 * jnp.finfo(ell.dtype).eps), omega, 0)
+    tied_mean = (tied / jnp.where(top > 0, tied.sum(), 1) * ell).sum()
+
+    # What a jnp.where leaves out must not give NaN either, for its gradient would: hence the 1s.
+    finite_p = jnp.where(p == math.inf, 1, p)
     B = omega.sum() if reduction == "mean" else 1.0
-    # Where every loss is 0 the root has no derivative: the guarded 1s keep 0/0 out of both passes.
     r = jnp.where(top > 0, ell / jnp.where(top > 0, top, 1), 1)
-    S = jnp.where(top > 0, (omega * r**p).sum() / jnp.where(top > 0, B, 1), 1)
-    return top * S ** (1 / p)
+    S = jnp.where(top > 0, (omega * r**finite_p).sum() / jnp.where(top > 0, B, 1), 1)
+    return jnp.where(p == math.inf, tied_mean, top * S ** (1 / finite_p))

@@ -1,0 +1,186 @@
+"""The command line: parses, calls, prints, and gives the exit code. What is done lives elsewhere.
+
+Nothing heavy is imported before a command runs, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+import lalref
+
+EXIT_INCONCLUSIVE = 3
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(lalref.__version__, message="%(prog)s %(version)s")
+def main() -> None:
+    """The locally adaptive learning loss: judge an implementation of it, and see what this machine offers."""
+
+
+def load_subject(ctx: click.Context, param: click.Parameter, value: str) -> Callable[..., Any]:
+    """Return the function that FILE.py:FUNCTION names, the file loaded as `python FILE.py` would."""
+    file, _, function = value.rpartition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not function:
+        raise click.BadParameter(f"{value!r} is not of the form FILE.py:FUNCTION, as in my_loss.py:loss")
+    if not path.is_file():
+        raise click.BadParameter(f"there is no file {file!r}; the current folder is {Path.cwd()}")
+    module_name = f"subject_{path.stem}"  # can't hide an installed package of the file's name
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise click.BadParameter(f"{file!r} can't be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a script that exits must not pass for a verdict
+        last_lines = "".join(traceback.format_exception(error)[-2:]).rstrip()
+        raise click.BadParameter(f"{file!r} can't be imported:\n{last_lines}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        own = [name for name, each in vars(module).items() if getattr(each, "__module__", "") == module_name]
+        raise click.BadParameter(f"{file!r} has no function {function!r}; it has {', '.join(own) or 'none'}")
+    return found  # type: ignore[no-any-return]
+
+
+def parse_fixed(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    """Return the values by name; a bare word is itself, so that space=probabilities needs no quotes."""
+    words = {"inf": math.inf, "none": None}
+    found: dict[str, Any] = {}
+    for item in _split_outside_brackets(value) if value else []:
+        name, _, text = (part.strip() for part in item.partition("="))
+        if not (name.isidentifier() and text):
+            raise click.BadParameter(f"{item!r} is not of the form name=value, as in sigma=1.5,kernel_size=3")
+        try:
+            found[name] = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    """Split at the commas that are not inside (...) or [...]."""
+    items, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += character
+    return items
+
+
+@main.command()
+@click.argument("subject", callback=load_subject, metavar="FILE.py:FUNCTION")
+@click.option("--framework", type=click.Choice(FRAMEWORKS), default="numpy", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Judge in this dtype alone.  [default: float32 and float64]"
+)
+@click.option(
+    "--fixed",
+    metavar="name=value,...",
+    default="",
+    callback=parse_fixed,
+    help="Options of the loss that FUNCTION has built in.",
+)
+@click.option("--quick", is_flag=True, help="A selection of the cases: a first answer.")
+@click.option("--strict", is_flag=True, help="Let the extended features decide too.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.File("w", encoding="utf-8", lazy=False),
+    help="Write the report to this file too.",
+)
+def verify(
+    subject: Callable[..., Any],
+    framework: str,
+    dtype: str | None,
+    fixed: dict[str, Any],
+    quick: bool,
+    strict: bool,
+    json_file: IO[str] | None,
+) -> None:
+    """Tell whether FUNCTION computes the locally adaptive learning loss and its gradient.
+
+    FUNCTION is called as f(logits, labels, **options). With --framework numpy it returns (value, gradient);
+    with the others it returns the value, and the framework differentiates it.
+
+    Exit code: 0 right, 1 wrong, 2 the command was not understood, 3 inconclusive.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from lalref import oracle
+
+    def progress(runs: Iterable[Any]) -> Iterable[Any]:
+        return track(runs, "asking", console=Console(stderr=True), transient=True)
+
+    try:
+        report = oracle.verify(
+            subject,
+            framework=framework,
+            dtype=dtype,
+            fixed=fixed,
+            quick=quick,
+            strict=strict,
+            progress=progress,
+        )
+    except oracle.UsageError as error:
+        raise click.UsageError(str(error)) from error
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # exit code 1 or 0 would be a verdict
+        traceback.print_exception(error)
+        click.echo("No verdict: this ended before all cases were tried.", err=True)
+        sys.exit(EXIT_INCONCLUSIVE)
+    Console(highlight=False).print(report)
+    if json_file is not None:
+        json_file.write(json.dumps(report.to_dict(), indent=2) + "\n")
+    sys.exit(report.exit_code)
+
+
+@main.command()
+@click.argument("action", type=click.Choice(["check", "make"]))
+def golden(action: str) -> None:
+    """Work the right answers out again, by truth, to check the stored ones, or to make these anew."""
+    from lalref.oracle.__main__ import main as upkeep
+
+    sys.exit(upkeep(["golden", action]))
+
+
+@main.command()
+def doctor() -> None:
+    """Show versions, engines and why each is or isn't available, and threads."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lalref.doctor import engines, threads, versions
+
+    console = Console(highlight=False)
+    table = Table(title="Versions", title_justify="left", show_header=False)
+    for name, version in versions().items():
+        table.add_row(name, version or "[dim]not installed[/dim]")
+    console.print(table)
+
+    table = Table(title="Engines", title_justify="left", show_header=False)
+    with console.status("trying the engines"):
+        for engine in engines():
+            table.add_row(engine.name, "available" if engine.available else "not available", engine.reason)
+    console.print(table)
+
+    table = Table(title="Threads", title_justify="left", show_header=False)
+    for name, setting in threads().items():
+        table.add_row(name, setting)
+    console.print(table)

@@ -1,0 +1,127 @@
+"""Promises of the package around the loss: light to import, installable from a wheel, its README true."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import lalref
+from lalref.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+HEAVY = ["numba", "cupy", "torch", "jax", "tensorflow", "matplotlib", "flint", "scipy", "rich"]
+
+
+def run(*command, cwd, env=None):
+    """Run a program; return what it printed, or fail with it."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(("module", "unwanted"), [("lalref", HEAVY), ("lalref.cli", HEAVY)])
+def test_importing_imports_nothing_heavy(module, unwanted):
+    loaded = run(sys.executable, "-c", f"import sys, {module}; print(*sys.modules)", cwd=ROOT).split()
+    assert module in loaded
+    assert not set(unwanted) & set(loaded)
+
+
+def test_version_is_said_once():
+    assert lalref.__version__ == PYPROJECT["project"]["version"] == version("lalref")
+
+
+def required():
+    """Every requirement that an environment of the Makefile installs."""
+    groups = PYPROJECT["dependency-groups"]
+    return PYPROJECT["project"]["dependencies"] + [each for group in groups.values() for each in group]
+
+
+def test_constraints_pin_every_requirement_to_a_version_it_allows():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert list(pins) == [canonicalize_name(name) for name in sorted(pins)], "sorted, names in canonical form"
+    for text in required():
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+def test_makefile_has_every_target_that_readme_and_ci_name():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    in_readme = set(re.findall(r"^ *make ([a-z-]+)|`make ([a-z-]+)", README, flags=re.MULTILINE))
+    in_ci = re.search(r"for step in ([a-z -]+);", (ROOT / ".ci/run").read_text())
+    assert {a or b for a, b in in_readme} >= {"demo", "test"}
+    assert {a or b for a, b in in_readme} | set(in_ci[1].split()) <= targets
+
+
+def test_readme_names_only_commands_and_options_that_exist():
+    named = re.findall(r"^ *lalref ([a-z]+)(.*)$", README, flags=re.MULTILINE)
+    assert {command for command, _ in named} >= {"verify", "doctor"}
+    for command, rest in named:
+        options = {
+            o for each in main.commands[command].params if isinstance(each, click.Option) for o in each.opts
+        }
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options, f"lalref {command}{rest}"
+
+
+def test_readme_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_readme_example_prints_what_it_says():
+    """Each ```python block is a program; a comment after a print is what it prints."""
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        expected = re.findall(r"^print\(.*\) +# (.*)$", block, flags=re.MULTILINE)
+        assert run(sys.executable, "-c", block, cwd=ROOT).splitlines() == expected
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A new environment with lalref in it from a built wheel; what lalref needs is borrowed from this one."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT, cwd=folder)
+    (wheel,) = folder.glob("lalref-*.whl")
+    python = folder / "env" / "bin" / "python"
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "env", cwd=folder)
+    run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
+    (site,) = (folder / "env" / "lib").glob("python*/site-packages")
+    (site / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    return python
+
+
+@pytest.mark.slow
+def test_wheel_installs_and_works_elsewhere(installed, tmp_path):
+    program = """
+import pathlib, numpy as np, lalref
+assert pathlib.Path(lalref.__file__).with_name("py.typed").is_file()
+value, grad = lalref.lal_value_and_grad(np.zeros((1, 2, 3, 3)), np.zeros((1, 3, 3), int))
+assert abs(value - np.log(2)) < 1e-15, value
+print(lalref.__file__)
+"""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    file = run(installed, "-c", program, cwd=tmp_path, env=environment).strip()
+    assert Path(file).is_relative_to(installed.parent.parent)
+    lalref_command = installed.with_name("lalref")
+    assert version("lalref") in run(lalref_command, "--version", cwd=tmp_path, env=environment)
+    port = ROOT / "examples/ports/numpy_port.py:value_and_grad"
+    run(lalref_command, "verify", port, "--quick", cwd=tmp_path, env=environment)  # needs the golden values
