@@ -134,7 +134,7 @@ def merged_probability(x: Array, labels: Array, valid: Array, options: Options) 
 
 def merged_probability_vjp(merged: Merged, labels: Array, options: Options, g: Array) -> Array:
     """Equation (14): x_bar_q = R_q (u_q - onehot), R_q = sum over p of g_p rho_pq; (N, C, *S)."""
-    return _received(merged, labels, options, g) * _residual(merged.pixel, 0.0)
+    return _times(_received(merged, labels, options, g), _residual(merged.pixel, 0.0))
 
 
 def merged_probability_jvp(merged: Merged, labels: Array, options: Options, x_dot: Array) -> Array:
@@ -156,8 +156,15 @@ def merged_probability_hvp(
     """Equation (16): (14) along (g_dot, x_dot), with rho_dot = rho (ell_dot_p - kappa_q); (N, C, *S)."""
     f = merged.pixel
     R = _received(merged, labels, options, g)
-    R_dot = _received(merged, labels, options, g_dot + g * ell_dot) - _kappa(f, _ahead(f, x_dot)) * R
-    return R_dot * _residual(f, 0.0) + R * _softmax_jvp(f, x_dot)
+    kappa = _kappa(f, _ahead(f, x_dot))
+    R_dot = _received(merged, labels, options, g_dot + g * ell_dot) - _times(R, kappa)
+    return _times(R_dot, _residual(f, 0.0)) + _times(R, _softmax_jvp(f, x_dot))
+
+
+def _times(R: Array, a: Array) -> Array:
+    """R a, and 0 where a pixel receives nothing: no valid window reads it, so it may be NaN."""
+    xp = namespace(R)
+    return xp.where(R != 0, R * a, 0.0)
 
 
 def _received(merged: Merged, labels: Array, options: Options, g: Array) -> Array:
