@@ -24,11 +24,11 @@ def pool(u: Array, labels: Array, options: Options, *, stride: bool = True) -> A
     every s-th row, whose adjoint is `lay`: the backward is then ``pool(lay(u), stride=False)``.
     """
     xp = namespace(u)
-    total: Any = 0.0
+    rings: dict[float, Any] = {}  # w -> sum of the u_q that it weighs, which rounds less than a sum of w u_q
     for w, _, member, u_q in neighbours(labels, u, options, stride=stride):
         if w > 0:
-            total = total + xp.where(member[:, None, ...], w * u_q, 0.0)
-    return total
+            rings[w] = rings.get(w, 0.0) + xp.where(member[:, None, ...], u_q, 0.0)
+    return sum(w * rings[w] for w in sorted(rings))
 
 
 def lay(u: Array, labels: Array, options: Options) -> Array:
