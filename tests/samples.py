@@ -116,7 +116,8 @@ def problems(draw, *, axes=(0, 3), smoothed=True, reductions=("mean", "sum", "no
     salt = draw(st.integers(0, 2**16))
     space = draw(st.sampled_from(["logits", "probabilities"]))
     alpha = draw(st.sampled_from([0.0, 0.25, 1.0])) if smoothed and space == "logits" else 0.0
-    exponents = exponents or st.one_of(st.sampled_from([1.0, 2.0, 5.0, INF]), st.floats(1.0, 8.0))
+    if exponents is None:
+        exponents = st.one_of(st.sampled_from([1.0, 2.0, 5.0, INF]), st.floats(1.0, 8.0))
 
     def per_axis(values):
         lengths = st.lists(st.sampled_from(values), min_size=len(S), max_size=len(S)).map(tuple)
