@@ -247,7 +247,7 @@ class Run:
         """Equation (9): the windows with ell >= (1 - 16 eps) max ell, decided by proof."""
         balls = [leading(ell) for ell in self.ells]
         bound = largest(balls) * (1 - 16 * arb(float(self.problem.eps)))
-        if not all(b >= bound or b < bound or b == 0 for b in balls):
+        if not all(b >= bound or b < bound for b in balls):
             raise TooCoarse
         tied = [i for i, b in enumerate(balls) if b >= bound]
         where = [(self.windows[i][0], *self.windows[i][1].p) for i in tied]

@@ -111,6 +111,20 @@ def is_one_story(x, options):
     return inner(grad, V).overlaps(slope), bend.overlaps(same)
 
 
+@pytest.mark.parametrize(
+    ("largest", "bound"),
+    [(arb(1), 1194), (arb(2) ** -1000, 1194), (arb(2) ** -2000, 2120), (arb(0), 4096)],
+)
+def test_a_ball_that_holds_zero_is_settled_only_far_below_the_largest(largest, bound):
+    """Two entries, one of them a true zero whose radius is 2^-(the precision)."""
+    entries = {(0,): lambda: largest, (1,): lambda: arb(0, arb(2) ** -ctx.prec)}
+    problem = balls.Problem([[0.0]], [0], {})
+    found = truth._prove(problem, lambda run: list(entries), lambda run, key: (entries[key](),), 1)
+    radius = found[1,][0].rad()
+    assert radius <= arb(2) ** -bound
+    assert radius > arb(2) ** (-2 * bound)  # no more than it takes: the precision doubles, about
+
+
 @every_case
 def test_jvp_hvp_and_gradient_tell_one_story(x, options):
     assert is_one_story(x, options) == (True, True)
