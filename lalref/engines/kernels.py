@@ -1,0 +1,247 @@
+"""The cuda engine: which kernels of kernels*.cu a call needs, on what arrays, in which order.
+
+The arithmetic is in the .cu files, stage 3 in `lalref.minkowski`, the geometry in `kernels_geometry`. Without
+a GPU the same text and this same module run on NumPy arrays: tests replace `load`, which compiles, and nothing
+else. Nothing here waits for the device or copies to it, and CuPy is imported when it is asked for.
+docs/cuda.md tells how the kernels work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lalref import minkowski
+from lalref.arrays import Array, Namespace, dtype_name, library, namespace
+from lalref.engines.kernels_geometry import MOST_AXES, MOST_REACH, Geometry, reach, set_steps
+from lalref.engines.pooling import centre
+from lalref.minkowski import Parts
+from lalref.options import Options
+
+TAKES_16_BIT = True
+
+FILES = tuple(
+    Path(__file__).with_name(name) for name in ("kernels.cu", "kernels_logits.cu", "kernels_probabilities.cu")
+)
+COMPILER_OPTIONS = ("-std=c++17",)
+NULL = np.uint64(0)  # a pointer to nothing
+
+# Logits as they are stored, and the type that they are worked out in, by dtype.
+TYPES = {
+    "float16": ("float16", "float"),
+    "bfloat16": ("bfloat16", "float"),
+    "float32": ("float", "float"),
+    "float64": ("double", "double"),
+}
+
+
+def kernel_names(dtype: str, space: str, channels: int) -> dict[str, str]:
+    """Return the template instances that a call uses, by kernel; `channels` are pooled at a time."""
+    X, T = TYPES[dtype]
+    names = {"list_kinds": "list_kinds", "divisors": f"divisors<{T}>"}
+    if space == "logits":
+        return names | {name: f"{name}<{X}, {T}, {channels}>" for name in ("losses", "slopes", "gather")}
+    names |= {name: f"{name}<{X}, {T}>" for name in ("pixels", "spread")}
+    return names | {name: f"{name}<{T}>" for name in ("merge", "receive")}
+
+
+def source() -> str:
+    """Return the text of the kernels, each line still knowing its file."""
+    return "".join(f'#line 1 "{file.name}"\n{file.read_text(encoding="utf-8")}' for file in FILES)
+
+
+@functools.cache
+def load(dtype: str, space: str, channels: int) -> Any:
+    """Return compiled kernels; ``.get_function(name)(grid, block, args, shared_mem=)`` launches one."""
+    import cupy
+
+    names = tuple(kernel_names(dtype, space, channels).values())
+    return cupy.RawModule(code=source(), options=COMPILER_OPTIONS, name_expressions=names)
+
+
+def why_not(logits: Array, options: Options) -> str | None:
+    """Say why this engine can't serve these logits (N, C, *S), with what to do; None if it can."""
+    if importlib.util.find_spec("cupy") is None:
+        return 'engine="cuda" needs CuPy: install lalref[cuda13] or, for older drivers, lalref[cuda12]'
+    import cupy
+
+    if not cupy.cuda.is_available():
+        return (
+            'engine="cuda" needs a GPU, and no CUDA device is visible to CuPy: '
+            "check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    if library(namespace(logits)) != "cupy":
+        return (
+            f'engine="cuda" takes CuPy arrays; got {type(logits).__module__}.{type(logits).__qualname__}: '
+            "cupy.asarray() copies one to the device, cupy.from_dlpack() shares a tensor that is there"
+        )
+    if (ndim := logits.ndim - 2) > MOST_AXES:
+        return f'engine="cuda" takes up to {MOST_AXES} spatial axes; got {ndim}: use engine="array"'
+    if max((0, *reach(logits.shape[2:], options))) > MOST_REACH:
+        return (
+            f'engine="cuda" takes windows that reach up to {MOST_REACH} pixels, kernel_size='
+            f'{options.kernel_size} reaches farther: use engine="array"'
+        )
+    return None
+
+
+def window_losses(logits: Array, labels: Array, valid: Array, options: Options) -> Array:
+    """ell of every valid window, 0 elsewhere; (N, *grid) in the working dtype."""
+    work = _Work.of(logits, labels, valid, options)
+    with work.device:
+        return work.forward(keep=False).ell
+
+
+def window_losses_vjp(logits: Array, labels: Array, valid: Array, options: Options, g: Array) -> Array:
+    """The gradient that the windows send back to the logits; (N, C, *S) in the logits' dtype."""
+    work = _Work.of(logits, labels, valid, options)
+    with work.device:
+        return work.backward(work.forward(keep=True), g)
+
+
+def value_and_grad(
+    logits: Array,
+    labels: Array,
+    valid: Array,
+    omega: Array | None,
+    options: Options,
+    grad_output: Any,
+    total: Parts | None = None,
+) -> tuple[Parts, Array]:
+    """The parts of the value (8), and the gradient of the value times `grad_output`; stages 1 and 2 run once.
+
+    `omega` (N, *grid) float64, or None where every valid window weighs 1; `total` as at the front door.
+    """
+    work = _Work.of(logits, labels, valid, options)
+    with work.device:
+        kept = work.forward(keep=True)
+        omega = work.xp.astype(valid, work.xp.float64) if omega is None else omega
+        total = total or minkowski.parts(kept.ell, omega, valid, options)
+        g = minkowski.shares(kept.ell, omega, total) * grad_output  # (N, *grid) float64
+        return total, work.backward(kept, work.xp.astype(work.xp.where(valid, g, 0.0), kept.ell.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What `backward` needs of `forward`: small maps, the largest and the norm of each softmax, and more."""
+
+    ell: Array  # (N, *grid)
+    D: Array  # (N, *grid)
+    top: Array  # m of (17) for every window, or in probability space every pixel
+    norm: Array  # sum of exp(. - m)
+    off: Array  # 1 - P_y, or 1 - u
+    log_u: Array | None = None  # (N, *S)
+    log_pooled: Array | None = None  # (N, *grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """One call: its arrays, its geometry, and how it is launched."""
+
+    xp: Namespace
+    logits: Array  # (N, C, *S), any strides
+    labels: Array  # (N, *S) int32, contiguous
+    centres: Array  # (N, *grid) int32: the label of each valid window, else -1
+    options: Options
+    dtype: np.dtype[Any]  # that is worked in
+    geometry: Geometry
+
+    @classmethod
+    def of(cls, logits: Array, labels: Array, valid: Array, options: Options) -> _Work:
+        xp = namespace(logits)
+        centres = xp.where(valid, centre(labels, options), -1)  # (N, *grid)
+        dtype = np.dtype("float64" if dtype_name(logits.dtype) == "float64" else "float32")
+        geometry = Geometry.of(logits, centres.shape[1:], options, dtype)
+        return cls(xp, logits, xp.asarray(labels, order="C"), centres, options, dtype, geometry)
+
+    @property
+    def device(self) -> contextlib.AbstractContextManager[Any]:
+        """Where to launch: on the logits' device, in the stream that is current there."""
+        on_device: contextlib.AbstractContextManager[Any] = (
+            self.logits.device if library(self.xp) == "cupy" else contextlib.nullcontext()
+        )
+        return on_device
+
+    def launch(self, name: str, blocks: int, *args: Any, call: Any = None) -> None:
+        """Launch one kernel on `blocks` tiles; a None among `args` is where the call's geometry goes."""
+        if blocks == 0:
+            return
+        geometry = self.geometry
+        call = geometry.call if call is None else call
+        which = dtype_name(self.logits.dtype), self.options.space, geometry.channels
+        kernel = load(*which).get_function(kernel_names(*which)[name])
+        args = tuple(call if a is None else a for a in args)
+        kernel((blocks,), geometry.block, args, shared_mem=geometry.shared_bytes(call))
+
+    @functools.cached_property
+    def kinds(self) -> Any:
+        """(N, tiles, most + 1) int32: which classes each tile has; NULL where windows are pooled by cells."""
+        most, tiles = int(self.geometry.call["most"][0]), self.geometry.tiles[1]
+        if most == 0:
+            return NULL
+        kinds = self.xp.empty((self.geometry.N, tiles, most + 1), dtype=self.xp.int32)
+        self.launch("list_kinds", self.geometry.N * tiles, self.labels, kinds, None)
+        return kinds
+
+    def divisor(self, count: bool) -> Array:
+        """D of (7), or with `count` the size of each group; (N, *grid)."""
+        D = self.map(self.centres)
+        args = (self.labels, self.centres, self.kinds, D, None)
+        geometry = self.geometry
+        call = geometry.full if count else geometry.call
+        self.launch("divisors", geometry.N * geometry.tiles[0], *args, call=call)
+        return D
+
+    def map(self, like: Array) -> Array:
+        """An empty map of the working dtype, shaped as `like`."""
+        return self.xp.empty(like.shape, dtype=self.dtype)
+
+    def forward(self, keep: bool) -> _Kept:
+        """Stages 1 and 2; without `keep` only ell is worth reading."""
+        windows, pixels = (self.geometry.N * tiles for tiles in self.geometry.tiles)
+        count = self.options.normalize == "count"
+        D, ell = self.divisor(count), self.map(self.centres)
+        shared = (self.labels, self.centres, self.kinds, D)
+        if self.options.space == "logits":
+            kept = tuple(self.map(self.centres) for _ in range(3)) if keep else (NULL,) * 3
+            self.launch("losses", windows, self.logits, *shared, ell, *kept, None)
+            return _Kept(ell, D, *kept)
+        top, norm, off, log_u = (self.map(self.labels) for _ in range(4))
+        self.launch("pixels", pixels, self.logits, self.labels, top, norm, off, log_u, None)
+        weights, log_pooled = self.divisor(False) if count else D, self.map(self.centres)
+        self.launch("merge", windows, *shared, weights, off, log_u, ell, log_pooled, None)
+        return _Kept(ell, D, top, norm, off, log_u, log_pooled)
+
+    def backward(self, kept: _Kept, g: Array) -> Array:
+        """From g, the derivative with respect to each ell (N, *grid), to the gradient (N, C, *S)."""
+        geometry, g = self.geometry, self.xp.asarray(g, order="C")
+        grad = self.xp.empty(self.logits.shape, dtype=self.logits.dtype)
+        call = geometry.call.copy()
+        set_steps(call, "grad", grad)
+        if self.options.space == "probabilities":
+            R, pixels = self.map(self.labels), geometry.N * geometry.tiles[1]
+            sent = (kept.log_u, kept.ell, kept.log_pooled, g)
+            self.launch("receive", pixels, self.labels, self.centres, *sent, R, None)
+            spread = (self.logits, self.labels, kept.top, kept.norm, kept.off, R, grad, None)
+            self.launch("spread", pixels, *spread, call=call)
+            return grad
+        maps = (self.labels, self.centres, self.kinds)
+        softmax = (kept.D, kept.ell, kept.top, kept.norm, kept.off, g)
+        N, C, (images, channels) = geometry.N, int(call["C"][0]), geometry.groups
+        plane = math.prod(self.centres.shape) // max(1, N)
+        slope = self.xp.empty((images, channels, plane), dtype=self.dtype)  # scratch for each group in turn
+        for n in range(0, N, images):
+            for c in range(0, C, channels):
+                here, some = min(images, N - n), min(channels, C - c)
+                group = (None, np.int64(n), np.int32(c), np.int32(some))
+                windows, pixels = (here * -(-some // 8) * tiles for tiles in geometry.tiles)
+                self.launch("slopes", windows, self.logits, *maps, *softmax, slope, *group, call=call)
+                self.launch("gather", pixels, slope, *maps, grad, *group, call=call)
+        return grad

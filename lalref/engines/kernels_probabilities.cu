@@ -1,0 +1,103 @@
+// Probability space, (6), (14) and (18): pixels, merge, receive, spread. kernels.cu and kernels_logits.cu come before
+// this text. One number a pixel is pooled: u, its own class's probability.
+
+// m and sum of exp(x - m) of each pixel, off = 1 - u, and log u.
+template <typename X, typename T>
+__global__ void pixels(const X* __restrict__ logits, const int* __restrict__ labels, T* __restrict__ top, T* __restrict__ norm, T* __restrict__ off,
+                       T* __restrict__ log_u, Call call) {
+    const Map map = pixels_of(call, labels, 0);
+    const int tiles = tiles_of(map);
+    const Index n = blockIdx.x / tiles;
+    const Place p = place(call, pixels_of(call, labels, n), nullptr, n, blockIdx.x % tiles);
+    if (p.label < 0) return;  // an ignored pixel is never read
+    Softmax<T> f;
+    for (int c = 0; c < call.C; ++c) f.add(Logits<X, T>(call, logits, n, c)(0, p.a, p.b), c == p.label);
+    const bool no_class = p.label >= call.C;
+    top[p.at] = f.m;
+    norm[p.at] = f.norm();
+    off[p.at] = no_class ? not_a_number<T>() : f.others / f.norm();
+    log_u[p.at] = no_class ? not_a_number<T>() : -f.loss(0);
+}
+
+// log w(d), (1).
+template <typename T> __device__ T log_weight(const Call& call, int d) {
+    return call.sigma > 0 ? T(-0.5 * (d / call.sigma) * (d / call.sigma)) : T(0);
+}
+
+// ell_p of (18) and log_pooled, the logarithm of the sum of w u over the group.
+template <typename T>
+__global__ void merge(const int* __restrict__ labels, const int* __restrict__ centres, const int* __restrict__ kinds, const T* __restrict__ D,
+                      const T* __restrict__ weights, const T* __restrict__ off, const T* __restrict__ log_u, T* __restrict__ ell, T* __restrict__ log_pooled, Call call) {
+    extern __shared__ double shared[];
+    T* const weight = reinterpret_cast<T*>(shared);
+    T* const sums = weight_table(call, weight);
+    const int tiles = tiles_of(windows_of(call, centres, 0));
+    const Index n = blockIdx.x / tiles;
+    const Map out = windows_of(call, centres, n), in = pixels_of(call, labels, n);
+    const Place p = place(call, out, kinds, n, blockIdx.x % tiles);
+    const Index first = n * call.H * call.W;
+    T missing[1];
+    pool<T, 1>(call, out, in, p, Numbers<T>{off + first, call.W}, weight, sums, missing);
+    if (p.a >= out.rows || p.b >= out.columns) return;
+    if (p.label < 0) {
+        ell[p.at] = 0;
+        return;
+    }
+    const int i = p.a * out.step_h, j = p.b * out.step_w;
+    const int a_0 = max(0, i - call.reach_h), a_1 = min(call.H - 1, i + call.reach_h);
+    const int b_0 = max(0, j - call.reach_w), b_1 = min(call.W - 1, j + call.reach_w);
+    T largest = minus_infinity<T>(), sum = 0;
+    for (int pass = 0; pass < 2; ++pass)  // the largest term first, so that no term overflows and not all underflow
+        for (int a = a_0; a <= a_1; ++a)
+            for (int b = b_0; b <= b_1; ++b)
+                if (in.label[(Index)a * in.columns + b] == p.label) {
+                    const T term = log_weight<T>(call, max(abs(a - i), abs(b - j))) + log_u[first + (Index)a * call.W + b];
+                    if (pass > 0) sum += exp(term - (is_finite(largest) ? largest : T(0)));
+                    else if (term > largest) largest = term;
+                }
+    log_pooled[p.at] = (is_finite(largest) ? largest : T(0)) + log(sum);
+    missing[0] /= weights[p.at];
+    ell[p.at] = missing[0] < T(0.5) ? -log(weights[p.at] / D[p.at]) - log1p(-missing[0]) : log(D[p.at]) - log_pooled[p.at];
+}
+
+// R_q of (14): what the windows that hold q send it, R (N, H, W).
+template <typename T>
+__global__ void receive(const int* __restrict__ labels, const int* __restrict__ centres, const T* __restrict__ log_u, const T* __restrict__ ell,
+                        const T* __restrict__ log_pooled, const T* __restrict__ g_ell, T* __restrict__ R, Call call) {
+    const int tiles = tiles_of(pixels_of(call, labels, 0));
+    const Index n = blockIdx.x / tiles;
+    const Map in = windows_of(call, centres, n);
+    const Place p = place(call, pixels_of(call, labels, n), nullptr, n, blockIdx.x % tiles);
+    if (p.label < 0) return;
+    const int a_0 = max(0, (p.a - call.reach_h + in.step_h - 1) / in.step_h), a_1 = min(in.rows - 1, (p.a + call.reach_h) / in.step_h);
+    const int b_0 = max(0, (p.b - call.reach_w + in.step_w - 1) / in.step_w), b_1 = min(in.columns - 1, (p.b + call.reach_w) / in.step_w);
+    T sum = 0;
+    for (int a = a_0; a <= a_1; ++a)
+        for (int b = b_0; b <= b_1; ++b)
+            if (in.label[(Index)a * in.columns + b] == p.label) {
+                const Index at = (n * in.rows + a) * in.columns + b;
+                const T g = is_finite(ell[at]) ? g_ell[at] : not_a_number<T>();
+                const T log_w = log_weight<T>(call, max(abs(a * in.step_h - p.a), abs(b * in.step_w - p.b)));
+                if (g != 0) sum += g * exp(log_w + log_u[p.at] - log_pooled[at]);
+            }
+    R[p.at] = sum;
+}
+
+// x_bar_q = R_q (u_q - onehot(y_q)), (14); 0 where nothing is sent, even beside NaN.
+template <typename X, typename T>
+__global__ void spread(const X* __restrict__ logits, const int* __restrict__ labels, const T* __restrict__ top, const T* __restrict__ norm,
+                       const T* __restrict__ off, const T* __restrict__ R, X* __restrict__ grad, Call call) {
+    const int tiles = tiles_of(pixels_of(call, labels, 0));
+    const Index n = blockIdx.x / tiles;
+    const Place p = place(call, pixels_of(call, labels, n), nullptr, n, blockIdx.x % tiles);
+    if (p.a >= call.H || p.b >= call.W) return;
+    const T sent = p.label >= 0 ? R[p.at] : T(0);
+    for (int c = 0; c < call.C; ++c) {
+        T x_bar = 0;
+        if (sent != 0) {
+            const T u = exp(Logits<X, T>(call, logits, n, c)(0, p.a, p.b) - top[p.at]) / norm[p.at];
+            x_bar = sent * (c == p.label ? -off[p.at] : u);
+        }
+        narrow(x_bar, grad[n * call.grad_n + c * call.grad_c + p.a * call.grad_h + p.b * call.grad_w]);
+    }
+}

@@ -1,0 +1,1 @@
+"""Runs the text of CUDA kernels on the CPU, so that they can be tested where there is no GPU."""
