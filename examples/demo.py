@@ -28,6 +28,7 @@ from scipy.optimize import minimize
 from skimage import color, data, segmentation, transform
 
 from lalref import LocallyAdaptiveLoss
+from lalref.oracle.verify import LIMIT
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
@@ -158,12 +159,16 @@ def main_job():
 
 
 def judge(port, *options, expected):
-    """Run `lalref verify` on a port, and say so when its exit code isn't the expected one."""
+    """Run `lalref verify` on a port and return its report; an exit code that isn't expected ends the demo."""
+    file = OUT / Path(port).with_suffix(".json").name
     command = ["lalref", "verify", f"examples/ports/{port}", *options]
     console.print(f"\n[bold]$ {shlex.join(command)}[/bold]")
-    code = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", *command, "--json", str(file)], cwd=ROOT, check=False
+    ).returncode
     if code != expected:
         sys.exit(f"This is a defect of lalref: exit code {code}, expected {expected}.")
+    return json.loads(file.read_text())
 
 
 def judge_ports():
@@ -176,8 +181,16 @@ def judge_ports():
         else:
             console.print(f"\n{framework} is not installed in this environment: its port is not judged here")
     console.print("\nNow a port with a mistake in its gradient, which has to be refused:")
-    judge("broken_port.py:value_and_grad", expected=1)
-    console.print("\nRefused, as it should be.")
+    report = judge("broken_port.py:value_and_grad", expected=1)
+    off = {
+        what: sum(case[key] is None or case[key] > LIMIT for case in report["cases"])
+        for what, key in [("value", "value_units"), ("gradient", "grad_units")]
+    }
+    console.print(
+        f"\nRefused, as it should be: of {len(report['cases'])} answers to core cases {off['value']} have a "
+        f"wrong value, {off['gradient']} a wrong gradient. So its loss is right and the mistake is in its "
+        "backward: the docstring of broken_port.py tells which one."
+    )
 
 
 if __name__ == "__main__":
