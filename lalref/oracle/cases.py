@@ -32,7 +32,7 @@ from lalref.oracle.inputs import (
     weights,
 )
 
-ONE, TWO = (1, 6, 7), (2, 6, 7)  # (N, H, W): most cases share a shape, for frameworks that compile
+TWO = (2, 6, 7)  # (N, H, W); most cases share a shape, for frameworks that compile
 NO_POOLING = ("cross-entropy", "minkowski")
 
 
@@ -97,7 +97,6 @@ def _core() -> list[Case]:
           classes=8),
         c("column", "A tall thin image: rows and columns can't be mistaken for each other.",
           blobs((1, 11, 2), 3), 20),
-        c("row", "A wide flat image, one row high.", scattered((2, 1, 12), 21, 2), 21),
         # one option at a time
         c("upstream-1.7", "An upstream gradient other than 1.", blobs(TWO, 3), 22, grad_output=1.703125),
         c("upstream-negative", "A negative upstream gradient turns every sign.", objects(TWO), 23,
@@ -185,17 +184,19 @@ def _core() -> list[Case]:
 
 def _extended() -> list[Case]:
     c = _plain
-    y = scattered(ONE, 70, 3, VOID)
-    void = np.broadcast_to((y == VOID)[:, None], (1, 3, 6, 7))
-    other = np.broadcast_to((scattered(ONE, 72, 3) == 2)[:, None], (1, 3, 6, 7))
-    never = np.where(np.arange(4).reshape(1, 4, 1, 1) == 3, -math.inf, eighths((1, 4, 6, 7), 73))
-    partly = np.where((np.arange(4).reshape(1, 4, 1, 1) == 3) & (mix((1, 4, 6, 7), 74) % 3 == 0), -math.inf,
-                      eighths((1, 4, 6, 7), 74))
+    y = scattered(TWO, 70, 3, VOID)
+    void = np.broadcast_to((y == VOID)[:, None], (2, 3, 6, 7))
+    other = np.broadcast_to((scattered(TWO, 72, 3) == 2)[:, None], (2, 3, 6, 7))
+    z = scattered(TWO, 73, 2, VOID)  # no pixel of class 2
+    third = np.arange(3).reshape(1, 3, 1, 1) == 2
+    never = np.where(third, -math.inf, eighths((2, 3, 6, 7), 73))
+    partly = np.where(third & (mix((2, 3, 6, 7), 74) % 3 == 0), -math.inf, eighths((2, 3, 6, 7), 74))
     sure = scattered(TWO, 75, 3)
     volume, line, points = (1, 3, 2, 4), (2, 9), (5,)
     mirrored = eighths((1, 3, 6, 7), 82)
     mirrored = np.concatenate([mirrored, mirrored[:, :, ::-1]])  # the same windows again, upside down
-    images = np.concatenate([blobs(ONE, 3), blobs(ONE, 3)[:, ::-1]])
+    images = blobs((1, 6, 7), 3)
+    images = np.concatenate([images, images[:, ::-1]])
     return [
         c("points", "No spatial axis: logits (N, C), labels (N,).", scattered(points, 62, 3, VOID), 62,
           feature="0 spatial axes", stages=NO_POOLING),
@@ -205,9 +206,9 @@ def _extended() -> list[Case]:
         c("volume-last", "Three spatial axes, class axis last, strided.", scattered(volume, 65, 2), 65,
           axis=-1,
           feature="3 spatial axes", kernel_size=3, stride=2, space="probabilities"),
-        c("uint8", "A mask as it is read from a PNG.", scattered(ONE, 66, 3, VOID).astype(np.uint8), 66,
+        c("uint8", "A mask as it is read from a PNG.", scattered(TWO, 66, 3, VOID).astype(np.uint8), 66,
           feature="uint8 labels"),
-        c("uint8-class-0", "A uint8 mask with no void label to speak of.", blobs(ONE, 3).astype(np.uint8), 67,
+        c("uint8-class-0", "A uint8 mask with no void label to speak of.", blobs(TWO, 3).astype(np.uint8), 67,
           feature="uint8 labels", kernel_size=3, ignore_index=0),
         c("kernel-3-by-5", "A window with a side of its own on each axis.", y, 68, kernel_size=(3, 5),
           feature="tuple kernel_size"),
@@ -228,31 +229,31 @@ def _extended() -> list[Case]:
         c("infinity-ties", "Two images, one upside down: every tie is shared in proportion to the weights.",
           images, 82,
           logits=mirrored, p=math.inf, feature="p=inf", stages=("pooling", "cross-entropy")),
-        c("infinity-weights", "Weights share a tie, but do not scale the maximum.", blobs(ONE, 3), 83,
+        c("infinity-weights", "Weights share a tie, but do not scale the maximum.", blobs(TWO, 3), 83,
           p=math.inf,
-          logits=np.zeros((1, 3, 6, 7)), feature="p=inf", class_weight=(0.5, 2.0, 1.0), stages=()),
+          logits=np.zeros((2, 3, 6, 7)), feature="p=inf", class_weight=(0.5, 2.0, 1.0), stages=()),
         c("infinity-probabilities", "The largest window loss in probability space.", y, 84, p=math.inf,
           feature="p=inf", space="probabilities", reduction="sum", kernel_size=3),
         c("ignore-several", "Several ignored labels, one of them a class.", scattered(TWO, 85, 3, VOID), 85,
           ignore_index=(VOID, 1), feature="several ignored labels"),
         c("ignore-several-negative", "Ignored labels on both sides of the classes.",
-          scattered(ONE, 86, 3, -1), 86,
+          scattered(TWO, 86, 3, -1), 86,
           ignore_index=(-1, VOID), feature="several ignored labels", kernel_size=3),
         c("ignore-none", "ignore_index=None: every label counts.", blobs(TWO, 3), 87, ignore_index=None,
           feature="ignore_index=None"),
-        c("ignore-none-1", "Cross-entropy of every pixel.", scattered(ONE, 88, 3), 88, ignore_index=None,
+        c("ignore-none-1", "Cross-entropy of every pixel.", scattered(TWO, 88, 3), 88, ignore_index=None,
           feature="ignore_index=None", kernel_size=1, p=1.0, stages=("cross-entropy",)),
         c("nan-ignored", "NaN in the logits of ignored pixels is never read.", y, 89, unread=void,
           feature="NaN isolation"),
         c("nan-ignored-probabilities", "NaN in ignored pixels, in probability space.", y, 90, unread=void,
           feature="NaN isolation", space="probabilities", stride=2),
         c("nan-weightless-class", "NaN in the pixels of a class of weight 0 reaches no other class.",
-          scattered(ONE, 72, 3),
+          scattered(TWO, 72, 3),
           91, unread=other, feature="NaN isolation", class_weight=(1.0, 2.0, 0.0)),
-        c("excluded-class", "A class at -inf everywhere: probability 0, gradient 0.", y, 73, logits=never,
+        c("excluded-class", "A class at -inf everywhere: probability 0, gradient 0.", z, 73, logits=never,
           feature="-inf logits"),
         c("excluded-here-and-there",
-          "A class at -inf in some pixels excludes it from the windows that read them.", y, 74,
+          "A class at -inf in some pixels excludes it from the windows that read them.", z, 74,
           logits=partly, feature="-inf logits", kernel_size=3),
         c("sure", "Nearly perfect predictions: every window loss between 1e-30 and 1e-6.", sure, 75,
           logits=certain(sure, 3, 75, 16, 66), accurate=True, feature="tiny losses"),
@@ -266,11 +267,11 @@ def _extended() -> list[Case]:
           p=2.0,
           kernel_size=3),
         c("thousands-probabilities", "Probabilities of e^-2000 underflow, their logarithms do not.",
-          scattered(ONE, 79, 3),
-          79, logits=thousands((1, 3, 6, 7), 79), accurate=True, feature="underflowing probabilities",
+          scattered(TWO, 79, 3),
+          79, logits=thousands((2, 3, 6, 7), 79), accurate=True, feature="underflowing probabilities",
           space="probabilities"),
         c("thousands-probabilities-none", "The map where some merged probabilities underflow.", y, 80,
-          logits=thousands((1, 3, 6, 7), 80), accurate=True, feature="underflowing probabilities",
+          logits=thousands((2, 3, 6, 7), 80), accurate=True, feature="underflowing probabilities",
           space="probabilities", reduction="none", stages=("pooling", "cross-entropy")),
         c("no-image", "An empty batch: value 0.", _all_of((0, 6, 7), 0), 81, feature="empty batch",
           stages=()),

@@ -52,6 +52,7 @@ class _Call:
     options: dict[str, Any]
     grad_output: Any  # a float, or an array
     takes_grad_output: bool
+    compile_whole: bool  # by frameworks that compile; else operation by operation
 
     def given(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays by name."""
@@ -115,7 +116,8 @@ class Subject:
         number = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
         upstream = options.pop("grad_output", arguments["grad_output"])
         logits, labels = case.given_logits.astype(number), case.labels.copy()
-        call = _Call(self.function, logits, labels, options, upstream, "grad_output" in self.takes)
+        takes = "grad_output" in self.takes
+        call = _Call(self.function, logits, labels, options, upstream, takes, compile_whole=not case.quick)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             try:
@@ -227,8 +229,17 @@ def _ask_jax(call: _Call, dtype: str) -> Answer:
                 raise UsageError(f"returned {_came(value)}; a jax subject returns the value, a jax.Array")
             return value
 
-        value, vjp = jax.vjp(f, x)
-        (grad,) = vjp(jnp.broadcast_to(jnp.asarray(_upstream(call), value.dtype), value.shape))
+        def value_and_grad(x: Any) -> tuple[Any, Any]:
+            value, vjp = jax.vjp(f, x)
+            (grad,) = vjp(jnp.broadcast_to(jnp.asarray(_upstream(call), value.dtype), value.shape))
+            return value, grad
+
+        # the quick cases share their operations' compilations; for the others one of the whole is quicker
+        ask = jax.jit(value_and_grad) if call.compile_whole else value_and_grad
+        try:
+            value, grad = ask(x)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # it can't be traced, and need not be
+            value, grad = value_and_grad(x)
         return Answer(_float64(value, "value"), _float64(grad, "gradient"))
 
 

@@ -41,7 +41,8 @@ def test_a_right_port_is_right(framework):
 @pytest.mark.slow
 @every_framework
 def test_a_right_port_is_right_in_a_full_run(framework):
-    report = oracle.verify(port(framework).loss, framework=framework)
+    dtype = "float32" if framework == "jax" else None  # one is enough where each case is compiled
+    report = oracle.verify(port(framework).loss, framework=framework, dtype=dtype)
     assert report.verdict == "right", str(report)
     assert report.units <= 1
 
@@ -100,6 +101,20 @@ def test_what_is_not_a_tensor_is_told(framework):
         oracle.UsageError, match=rf"returned a float; a {framework} subject returns the value"
     ):
         oracle.verify(lambda x, y: 1.0, framework=framework, quick=True)
+
+
+def test_a_jax_subject_need_not_be_traceable():
+    pytest.importorskip("jax")
+    traced = []
+
+    def f(logits, labels):
+        traced.append(type(logits).__name__)
+        return (logits**2).sum() if logits.sum() >= -1e9 else logits.sum()
+
+    case = BY_NAME["small-image"]
+    answer = subjects.Subject(f, "jax")(case, "float32")
+    np.testing.assert_array_equal(answer.grad, 2 * case.logits)
+    assert len(traced) >= 1
 
 
 @every_framework
