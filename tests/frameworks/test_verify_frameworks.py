@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from lalref import oracle
-from lalref.oracle import subjects
+from lalref.oracle import golden, subjects
 from lalref.oracle.cases import BY_NAME
+from lalref.oracle.units import error_unit
+from lalref.oracle.verify import in_units
 
 HERE = Path(__file__).parent
 PORTS = HERE.parents[1] / "examples" / "ports"
@@ -39,12 +41,20 @@ def test_a_right_port_is_right(framework):
 
 
 @pytest.mark.slow
-@every_framework
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])  # JAX compiles each case: minutes
 def test_a_right_port_is_right_in_a_full_run(framework):
-    dtype = "float32" if framework == "jax" else None  # one is enough where each case is compiled
-    report = oracle.verify(port(framework).loss, framework=framework, dtype=dtype)
+    report = oracle.verify(port(framework).loss, framework=framework)
     assert report.verdict == "right", str(report)
     assert report.units <= 1
+
+
+@pytest.mark.parametrize("name", ["kernel-3", "stride-2", "none-upstream", "column", "weights-and-sum"])
+def test_a_case_that_jax_compiles_whole_is_right_too(name):
+    case, right = BY_NAME[name], golden.load()[name]
+    unit = error_unit(case, "float32", right.value[0], right.grad[0])
+    answer = subjects.Subject(port("jax").loss, "jax")(case, "float32")
+    assert in_units(answer.value, right.value, unit.value).max() <= 1
+    assert in_units(answer.grad, right.grad, unit.grad).max() <= 1
 
 
 def no_root(ell, omega, p, reduction):
