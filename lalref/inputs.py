@@ -40,15 +40,20 @@ class Problem:
     logits : (N, C, *S), native byte order, the caller's dtype
     labels : (N, *S) int32: 0..C-1 a class, -1 ignored, C out of range (its windows are NaN)
     valid : (N, *grid) bool, the windows that exist
-    omega : (N, *grid) float64, their weights, 0 elsewhere
+    weights : (N, *grid) float64, their weights, 0 elsewhere; None where every window weighs 1
     """
 
     xp: Namespace
     logits: Array
     labels: Array
     valid: Array
-    omega: Array
+    weights: Array | None
     options: Options
+
+    @property
+    def omega(self) -> Array:
+        """The windows' weights of equation (3), float64 (N, *grid), 0 where there is none."""
+        return self.xp.astype(self.valid, wide_dtype(self.xp)) if self.weights is None else self.weights
 
     @property
     def working_logits(self) -> Array:
@@ -132,10 +137,13 @@ def prepare(logits: Array, labels: Array, pixel_weight: Array | None, options: O
         )
     options.radii(len(S))
     y = _canonical_labels(xp, labels, C, options)
-    omega = _weights(xp, y, pixel_weight, want, options)
     grid = (slice(None), *(slice(None, None, s) for s in options.strides(len(S))))
-    y_grid, omega = y[grid], omega[grid]
-    valid = (y_grid >= 0) & (omega > 0)
+    y_grid = y[grid]
+    valid, weights = y_grid >= 0, None
+    if options.class_weight is not None or pixel_weight is not None:
+        omega = _weights(xp, y, pixel_weight, want, options)[grid]
+        valid = valid & (omega > 0)
+        weights = xp.where(valid, omega, 0.0)
     if options.empty == "raise":
         some = known(xp.any(valid))
         if some is None:
@@ -145,7 +153,7 @@ def prepare(logits: Array, labels: Array, pixel_weight: Array | None, options: O
                 f"no valid window: all {math.prod(y_grid.shape)} labels on the stride grid are ignored or of "
                 'weight 0, and empty="raise"'
             )
-    return Problem(xp, x, y, valid, xp.where(valid, omega, 0.0), options)
+    return Problem(xp, x, y, valid, weights, options)
 
 
 def _library(what: str, array: Array) -> Namespace:
@@ -220,10 +228,36 @@ def _ignored(xp: Namespace, labels: Array, options: Options) -> Array:
 
 
 def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options) -> Array:
+    """Labels as int32 with -1 for the ignored and C for what is no class (check=False); ValueError where it is checked."""
     labels = _native(labels)
+    if isinstance(labels, np.ndarray) and labels.size and options.check:
+        y = _numpy_labels(labels, C, options)
+        if y is not None:
+            return y
+    return _checked_labels(xp, labels, C, options)
+
+
+def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | None:
+    """`_checked_labels` a cacheful at a time, which else takes longer than the loss; None if something is wrong."""
+    y = np.empty(labels.shape, np.int32)
+    rows = max(1, (1 << 16) * len(labels) // labels.size)
+    axis = 1 if labels.ndim > 1 and rows == 1 else 0  # a batch of one image is cut along its rows
+    rows = max(1, (1 << 16) * labels.shape[axis] // labels.size)
+    for i in range(0, labels.shape[axis], rows):
+        here = (slice(None),) * axis + (slice(i, i + rows),)
+        ignored = _ignored(np, labels[here], options)
+        inside = np.where(ignored, 0, labels[here])
+        if inside.min() < 0 or inside.max() >= C:
+            return None
+        y[here] = inside
+        np.copyto(y[here], -1, where=ignored)
+    return y
+
+
+def _checked_labels(xp: Namespace, labels: Array, C: int, options: Options) -> Array:
+    ignored = _ignored(xp, labels, options)
     if xp.iinfo(labels.dtype).bits < 32:
         labels = xp.astype(labels, xp.int32)  # so that C fits the dtype, and every library can compare it
-    ignored = _ignored(xp, labels, options)
     bad = ~ignored & ((labels < 0) | (labels >= C))
     if options.check:
         found = known(xp.any(bad))
@@ -233,6 +267,7 @@ def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options) ->
             )
         if found:
             raise ValueError(_bad_labels(labels, bad, C, options))
+        return xp.where(ignored, -1, xp.astype(labels, xp.int32))
     inside = xp.astype(xp.where(bad | ignored, xp.zeros_like(labels), labels), xp.int32)
     return xp.where(ignored, -1, xp.where(bad, C, inside))
 

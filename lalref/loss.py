@@ -117,7 +117,7 @@ class LocallyAdaptiveLoss(Options):
             ell = _window_losses(problem, "loss")
             if self.reduction == "none":
                 return problem.xp.astype(problem.omega * ell, ell.dtype)
-            return minkowski.parts(ell, problem.omega, problem.valid, self).value
+            return _parts(problem, ell).value
 
     def value_and_grad(
         self,
@@ -133,19 +133,36 @@ class LocallyAdaptiveLoss(Options):
         With ``total``, the `combine`-d parts of a whole, the value is the whole's, and the gradient that of
         the whole's value with respect to these logits.
         """
-        value, cache = self.forward(logits, labels, pixel_weight=pixel_weight, total=total)
+        problem = self._prepare_with(total, logits, labels, pixel_weight)
+        engine = choose(problem, "gradient")
+        if self.reduction != "none" and hasattr(engine, "value_and_grad"):
+            upstream = float(problem.upstream(grad_output))
+            with quiet(problem.xp):
+                total, grad = engine.value_and_grad(
+                    problem.logits, problem.labels, problem.valid, problem.weights, self, upstream, total
+                )
+            return total.value, problem.caller_gradient(grad)
+        value, cache = self._forward(problem, total)
         return value, self.backward(cache, grad_output)
 
     def forward(
         self, logits: Array, labels: Array, *, pixel_weight: Array | None = None, total: Parts | None = None
     ) -> tuple[Array, Cache]:
         """Return the loss and what `backward` needs; the arrays must stay as they are until then."""
+        return self._forward(self._prepare_with(total, logits, labels, pixel_weight), total)
+
+    def _prepare_with(
+        self, total: Parts | None, logits: Array, labels: Array, pixel_weight: Array | None
+    ) -> Problem:
         problem = prepare(logits, labels, pixel_weight, self)
         if total is not None and (self.reduction == "none" or total.options != self):
             raise ValueError(f"total= takes the combined parts of this loss, {self}; got {total.options}")
+        return problem
+
+    def _forward(self, problem: Problem, total: Parts | None) -> tuple[Array, Cache]:
         with quiet(problem.xp):
             ell = _window_losses(problem, "gradient")
-            total = total or minkowski.parts(ell, problem.omega, problem.valid, self)
+            total = total or _parts(problem, ell)
             value = (
                 problem.xp.astype(problem.omega * ell, ell.dtype) if self.reduction == "none" else total.value
             )
@@ -256,7 +273,14 @@ class LocallyAdaptiveLoss(Options):
             )
         problem = prepare(logits, labels, pixel_weight, self)
         with quiet(problem.xp):
-            return minkowski.parts(_window_losses(problem, "loss"), problem.omega, problem.valid, self)
+            return _parts(problem, _window_losses(problem, "loss"))
+
+
+def _parts(problem: Problem, ell: Array) -> Parts:
+    engine = choose(problem, "loss")
+    if hasattr(engine, "parts_of"):
+        return engine.parts_of(ell, problem.weights, problem.valid, problem.options)
+    return minkowski.parts(ell, problem.omega, problem.valid, problem.options)
 
 
 def _engine_logits(problem: Problem, engine: Any) -> Array:

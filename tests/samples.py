@@ -14,7 +14,8 @@ from lalref.oracle.inputs import VOID, eighths, scattered, weights
 
 INF, NAN = math.inf, math.nan
 
-ENGINES = ("array",)
+ENGINES = ("array", "numba")
+MOST_AXES = {"array": 5, "numba": 3}  # spatial ones
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 OPTIONS = {
     "default": {},

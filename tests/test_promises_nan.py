@@ -136,7 +136,9 @@ def test_a_pixel_of_weight_0_is_still_its_neighbours_neighbour(engine, space):
     value, grad = lal_value_and_grad(
         x, y, pixel_weight=omega, kernel_size=3, space=space, sigma=None, engine=engine
     )
-    right = lal_loss(x[..., :2], y[:, :2], reduction="none", kernel_size=3, space=space, sigma=None)[0, 0]
+    right = lal_loss(
+        x[..., :2], y[:, :2], reduction="none", kernel_size=3, space=space, sigma=None, engine=engine
+    )[0, 0]
     assert value == right
     assert grad[..., 1].all()
     assert not grad[..., 2].any()

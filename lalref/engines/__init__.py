@@ -12,6 +12,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+import array_api_compat
+
 if TYPE_CHECKING:
     from lalref.inputs import Problem
 
@@ -27,10 +29,29 @@ def choose(problem: Problem, call: Call) -> ModuleType:
         The engine that ``problem.options`` names can't serve it.
     """
     name = problem.options.engine
-    if name in ("auto", "array"):
+    if name == "auto":
+        name = "array" if _not_for_loops(problem, call) else "numba"
+    if name == "array":
         from lalref.engines import array
 
         return array
+    if name == "numba":
+        if reason := _not_for_loops(problem, call):
+            raise ValueError(f'engine="numba" {reason}: use engine="array"')
+        from lalref.engines import loops
+
+        return loops
     if name == "definition":
         raise ValueError(f'engine="definition" works out the loss alone, no {call}: use engine="array"')
     raise ValueError(f'engine="{name}" is not in this version of lalref: use engine="auto" or "array"')
+
+
+def _not_for_loops(problem: Problem, call: Call) -> str:
+    """Why the numba engine can't serve the call; empty if it can."""
+    if not array_api_compat.is_numpy_namespace(problem.xp):
+        return f"takes NumPy arrays, got {problem.xp.__name__}"
+    if call not in ("loss", "gradient"):
+        return f"works out values and gradients, no {call}"
+    if problem.labels.ndim > 4:
+        return f"takes up to 3 spatial axes, got {problem.labels.ndim - 1}"
+    return ""

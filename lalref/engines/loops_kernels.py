@@ -26,6 +26,7 @@ from lalref.engines.loops_lanes import (
     largest,
     load,
     load_first,
+    peek,
     select,
     spread,
     store,
@@ -99,7 +100,7 @@ def _copy_readable(x, start, step, count, labels, to, out, out_to):
             store(out, out_to + j, select(load(labels, to + j) > nobody, value, fill(out, 0)))
     else:
         for j in range(count):
-            out[out_to + j] = x[start + j * step] if labels[to + j] >= 0 else 0
+            out[out_to + j] = peek(x, start + j * step) if labels[to + j] >= 0 else 0  # indices may be negative
 
 
 @inner
@@ -162,8 +163,8 @@ def _take(source, at, stride, count, factor, row):
 
 
 @inner
-def _cross_entropy_row(z, width, C, alpha, unit, centres, ell, z_bar, z_bar_at, z_bar_step, count, with_gradient):
-    """Equations (5), (12) and (17) for a row: z (C + 1, width), the last row D; ell (width,)."""
+def _cross_entropy_row(z, width, C, alpha, unit, centres, ell, off, z_bar, z_bar_at, z_bar_step, count, with_gradient):
+    """Equations (5), (12) and (17) for a row: z (C + 1, width), the last row D; ell, off (width,)."""
     share = alpha / C
     for j in range(0, width, LANES):
         y = load(centres, j)
@@ -197,9 +198,14 @@ def _cross_entropy_row(z, width, C, alpha, unit, centres, ell, z_bar, z_bar_at, 
             loss = loss - fill(z, share) * total
         loss = select(y == spread(np.int32(C)), fill(z, math.nan), loss)  # a label that is no class
         store(ell, j, loss)
+        if len(off) > 0:
+            store(off, j, select(loss == loss, others / s, loss))
         if with_gradient:
             inverse = inverse * fill(z, unit)
-            q = select(loss - loss == zero, inverse / s, fill(z, math.nan))
+            # A loss that is not finite leaves no gradient but NaN. With off asked for, this is one pixel's softmax
+            # on its way to being pooled, and an infinite -log u stands for u = 0, with the gradient that it has.
+            good = loss == loss if len(off) > 0 else loss - loss == zero
+            q = select(good, inverse / s, fill(z, math.nan))
             for c in range(C):
                 target = y == spread(np.int32(c))
                 e = select(target, zero - others, load(z, c * width + j))
@@ -215,12 +221,12 @@ def _cross_entropy_row(z, width, C, alpha, unit, centres, ell, z_bar, z_bar_at, 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def forward(
-    task, image, x, steps, y, valid, window, counted, apart, unit, ring, alpha, most_classes, ell, z_bar, with_gradient
+    task, image, x, steps, y, valid, window, counted, apart, unit, ring, alpha, most_classes, ell, off, z_bar, with_gradient
 ):
     """Equations (4), (5), (7), (17): ell of the windows of a task and, if asked for, z_bar / D with g = 1.
 
     x: logits as `steps` says; y: (N, A, B, W) int32; valid, ell: (N, *grid); z_bar: (N, C, A, B, W), where
-    rows and blocks without a window are left as they are. `counted` is the window whose weights add up to D,
+    rows and blocks without a window are left as they are; off: like ell, or empty. `counted` is the window whose weights add up to D,
     the same as `window` unless `apart`.
     """
     C = image.C
@@ -236,6 +242,7 @@ def forward(
     centres = np.full(width, -1, np.int32)
     z = np.zeros((C + 1) * width, ell.dtype)
     ell_row = np.empty(width, ell.dtype)
+    off_row = np.empty(width if len(off) > 0 else 0, ell.dtype)
     scratch = _new_scratch(ell, ring, counted)
     plan = _new_plan(ring, blocks, most_classes)
     rows = np.empty(len(window.row_a), np.int64)
@@ -270,9 +277,11 @@ def forward(
                     )  # fmt: skip
                 plane = image.A * image.B * image.W
                 at = task.n * C * plane + (a * image.B + b) * image.W + task.w0
-                _cross_entropy_row(z, width, C, alpha, unit, centres, ell_row, z_bar, at, plane, T, with_gradient)
+                _cross_entropy_row(z, width, C, alpha, unit, centres, ell_row, off_row, z_bar, at, plane, T, with_gradient)
                 row = ((task.n * grid_a + a // image.stride_a) * grid_b + b // image.stride_b) * grid_w
                 _put(ell_row, centres, image.stride_w, task.w0, T, ell, row)
+                if len(off) > 0:
+                    _put(off_row, centres, image.stride_w, task.w0, T, off, row)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -143,7 +143,7 @@ def load_of(typingctx: Any, array: Any, index: Any, labels: Any, label_index: An
 
 @intrinsic
 def peek(typingctx: Any, array: Any, index: Any) -> Any:
-    """array[index] of a 1-d array, for an index that is never negative."""
+    """array[index] of a 1-d array; a negative index means what lies before it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]]))

@@ -40,8 +40,8 @@ from lalref.engines.loops_lanes import (
     store,
 )
 
-# A block whose centres show more classes than this is pooled by cell; from timings, by the window's reach.
-MOST_CLASSES = 12
+# Segments that a block can belong to are among the last ones made: no more than two for each class of a block.
+LOOK_BACK = 12
 
 
 class Window(NamedTuple):
@@ -151,7 +151,7 @@ def _only_class_in_reach(plan, kind, left, reach):
 def _add_block(plan, segments, kind, block, mixed):
     """Append a block of class `kind`, to its segment if the block before belongs to one alike."""
     i = segments - 1
-    while i >= 0 and i >= segments - 2 * MOST_CLASSES:
+    while i >= 0 and i >= segments - LOOK_BACK:
         if plan.kind[i] == kind and plan.last[i] == block and plan.mixed[i] == mixed:
             plan.last[i] = block + 1
             return segments

@@ -121,5 +121,6 @@ def _pad(u: Array, radii: list[int], fill: int) -> Array:
 
 
 def _smallest(dtype: Any) -> float:
-    """Half the smallest subnormal: what is at or below it rounds to 0."""
-    return float(np.nextafter(np.finfo(dtype_name(dtype)).smallest_subnormal / 2, 1, dtype=np.float64))
+    """The least number that does not round to 0: just above half the smallest subnormal."""
+    smallest = float(np.finfo(dtype_name(dtype)).smallest_subnormal)  # halved in float64, where half of it isn't 0
+    return float(np.nextafter(smallest / 2, 1))
