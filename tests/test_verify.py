@@ -120,6 +120,17 @@ def test_raising_on_a_core_case_is_wrong():
     assert report.verdict == "wrong"
     assert {r.name for r in failed} == {"void-borders"}
     assert failed[0].note == "raised NotImplementedError: no such thing"
+    assert report.reason == "1 of 60 core cases are wrong; in 1 of them it raised"
+
+
+def test_a_subject_that_always_raises_is_asked_about_its_framework():
+    def f(logits, labels):
+        return labels.long()
+
+    report = oracle.verify(f)
+    assert report.verdict == "wrong"
+    assert report.reason.endswith("it raised: is it a subject of this framework?")
+    assert "this framework?\n" in str(report)
 
 
 def test_raising_on_an_extended_feature_is_reported_and_decides_only_under_strict():

@@ -204,7 +204,7 @@ class Report:
         """The report for a terminal."""
         colour = {"right": "green", "wrong": "red", "inconclusive": "yellow"}[self.verdict]
         parts: list[RenderableType] = [Text(f"{self.subject}: {self.verdict}", style=f"bold {colour}")]
-        parts.append(Text(self.reason + "."))
+        parts.append(Text(self.reason if self.reason.endswith("?") else self.reason + "."))
         failed = [r for r in self.results if r.decides(self.strict) and r.outcome != "holds"]
         if failed:
             parts += ["", _failures(failed)]

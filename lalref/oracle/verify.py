@@ -28,6 +28,7 @@ DECIDING_DTYPES = ("float32", "float64")
 PROBED_DTYPES = ("float16", "bfloat16")
 PROBES = ("plain", "scattered-void", "wide-range", "p-2.5", "probabilities", "sum")  # in the probed dtypes
 LIMIT = 8.0  # units: beyond this an answer is wrong
+RAISED = "raised "  # how the note of a subject's exception begins
 ENOUGH = 12  # core cases without which there is no verdict "right"
 
 
@@ -141,7 +142,7 @@ def _judge(
     except UsageError:
         raise
     except Exception as error:
-        told = f"raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        told = f"{RAISED}{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         return result("unsupported" if feature else "differs", math.inf, math.inf, told), None
     for what in ("value", "grad"):
         got, expected = getattr(answer, what).shape, getattr(right, what).shape[1:]
@@ -182,16 +183,20 @@ def _decide(results: list[Result], strict: bool) -> tuple[str, str]:
     failed = [r for r in deciding if r.outcome != "holds"]
     kinds = "core and extended cases" if strict else "core cases"
     if failed:
-        names = len({r.name for r in failed})
-        return (
-            "wrong",
-            f"{names} of {len({r.name for r in deciding})} {kinds} are more than {LIMIT:g} units off",
-        )
+        told = f"{_names(failed)} of {_names(deciding)} {kinds} are wrong"
+        if raised := [r for r in failed if r.note.startswith(RAISED)]:
+            told += f"; in {_names(raised)} of them it raised"
+        if len(raised) == len(deciding):
+            told += ": is it a subject of this framework?"
+        return "wrong", told
     core = {r.name for r in results if not r.feature}
     if len(core) < ENOUGH:
         return "inconclusive", f"only {len(core)} core cases could be put to it; a verdict takes {ENOUGH}"
     exercised = {stage for case in CASES if case.name in core for stage in case.stages}
     if missing := [stage for stage in STAGES if stage not in exercised]:
         return "inconclusive", f"no case that could be put to it exercises {' or '.join(missing)}"
-    names = len({r.name for r in deciding})
-    return "right", f"all {names} {kinds} that could be put to it are within {LIMIT:g} units"
+    return "right", f"all {_names(deciding)} {kinds} that could be put to it are within {LIMIT:g} units"
+
+
+def _names(results: list[Result]) -> int:
+    return len({r.name for r in results})
