@@ -1,9 +1,9 @@
 """The cuda engine: which kernels of kernels*.cu a call needs, on what arrays, in which order.
 
 The arithmetic is in the .cu files, stage 3 in `lalref.minkowski`, the geometry in `kernels_geometry`. Without
-a GPU the same text and this same module run on NumPy arrays: tests replace `load`, which compiles, and nothing
-else. Nothing here waits for the device or copies to it, and CuPy is imported when it is asked for.
-docs/cuda.md tells how the kernels work.
+a GPU the same text and this same module run on NumPy arrays: tests replace `load`, which compiles, and no more.
+Nothing here waits for the device or copies to it, and CuPy is imported when it is asked for. docs/cuda.md
+tells how the kernels work.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from lalref.options import Options
 MOST_AXES, MOST_REACH = 2, 4095  # spatial axes; pixels that a window reaches on each side
 SHARED_MEMORY = 48 << 10  # bytes a block, on every device without asking
 SCRATCH = 32 << 20  # bytes at most for the divided gradient on its way: less than the L2 cache of an H100
+TILE, WIDE_TILE = (32, 8), (256, 1)  # columns and rows of a block, one thread each
 MOST_KINDS = 8  # classes of one tile that are pooled one by one
 
 # struct Call of kernels.cu, passed by value
@@ -74,7 +75,7 @@ class Geometry:
         r_h, r_w = int(call["reach_h"][0]), int(call["reach_w"][0])
         most = _most_kinds(r_h, r_w) if options.strides(len(S)) == (1,) * len(S) else 0
         wide = most > 0 and r_w > 3
-        block, channels = (256, 1) if wide or H == 1 else (32, 8), 2 if wide else 4
+        block, channels = WIDE_TILE if wide or H == 1 else TILE, 2 if wide else 4
         spans = [_span(each, block, channels, dtype.itemsize) for each in (call, full)]
         call["span"], full["span"] = spans
         call["most"] = full["most"] = most if min(spans) > 0 else 0
@@ -138,8 +139,8 @@ def _far(sigma: float, dtype: np.dtype[Any]) -> int:
 def _most_kinds(r_h: int, r_w: int) -> int:
     """How many classes of a tile are pooled one by one before going cell by cell is cheaper.
 
-    Counted in reads: a cell of the window costs its value and a quarter of a label; a class costs the cells of
-    a column, a store and two reads for each column sum, and two barriers, put at 8.
+    Counted in reads: a cell of the window costs its value and a quarter of a label; a class costs the cells
+    of a column, a store and two reads for each column sum, and two barriers, put at 8.
     """
     by_cell = 1.25 * (2 * r_h + 1) * (2 * r_w + 1)
     by_kind = 1.25 * (2 * r_h + 1) + 3 * r_w + 8

@@ -19,6 +19,7 @@ template <typename T> struct Softmax {
     }
     __device__ T below_y() const { return z_y == m ? T(0) : z_y - m; }
     __device__ T norm() const { return exp(below_y()) + others; }  // sum of exp(z_c - m)
+    __device__ T off() const { return is_finite(m) ? others / norm() : not_a_number<T>(); }  // 1 - P_y
     __device__ T log_norm() const { return z_y == m ? log1p(others) : log(norm()); }
     __device__ T loss(T alpha) const {
         if (!is_finite(m)) return not_a_number<T>();
@@ -56,7 +57,7 @@ __global__ void losses(const X* __restrict__ logits, const int* __restrict__ lab
     if (window && top) {
         top[p.at] = f.m;
         norm[p.at] = f.norm();
-        off[p.at] = f.others / f.norm();
+        off[p.at] = f.off();
     }
 }
 

@@ -15,7 +15,7 @@ __global__ void pixels(const X* __restrict__ logits, const int* __restrict__ lab
     const bool no_class = p.label >= call.C;
     top[p.at] = f.m;
     norm[p.at] = f.norm();
-    off[p.at] = no_class ? not_a_number<T>() : f.others / f.norm();
+    off[p.at] = no_class ? not_a_number<T>() : f.off();
     log_u[p.at] = no_class ? not_a_number<T>() : -f.loss(0);
 }
 

@@ -22,7 +22,7 @@ void* shared_variable(const void* key, size_t bytes);  // of this block: the sam
 void* dynamic_shared();
 int block_barrier(int vote, int line);                 // how many threads of the block voted yes
 unsigned long long warp_exchange(unsigned mask, unsigned long long mine, unsigned from, int line);
-const char* run(const unsigned* grid, const unsigned* block, size_t shared, unsigned order, void (*body)(void**), void** arguments);
+const char* run(const unsigned* grid, const unsigned* block, size_t shared, unsigned order, unsigned last, void (*body)(void**), void** arguments);
 
 template <typename T, typename Key> T& shared(Key) {
     static char key;
@@ -72,8 +72,8 @@ template <auto kernel> void body(void** arguments) { unpack<kernel>(kernel, argu
 // What Python finds in the library for each kernel.
 #define HOST_EXPORT(name, ...)                                                                                      \
     namespace { constexpr auto name##_kernel = &__VA_ARGS__; }                                                      \
-    extern "C" const char* name(const unsigned* grid, const unsigned* block, size_t shared, unsigned order, void** arguments) { \
-        return host::run(grid, block, shared, order, host::body<name##_kernel>, arguments);                         \
+    extern "C" const char* name(const unsigned* grid, const unsigned* block, size_t shared, unsigned order, unsigned last, void** arguments) { \
+        return host::run(grid, block, shared, order, last, host::body<name##_kernel>, arguments);                   \
     }                                                                                                               \
     extern "C" const char* name##_signature() { return host::signature(name##_kernel); }
 

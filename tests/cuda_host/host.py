@@ -59,6 +59,8 @@ class HostModule:
         More options of the compiler, ``-D...`` for instance.
     sanitizer : str
         "address", "undefined" or "thread": then Python must run with its library loaded before all others.
+    last : int
+        Only so many blocks at the end of each launch are run.
     order : int
         0: threads and blocks run as they are numbered; 1: backwards; any other number: shuffled by it.
     """
@@ -70,8 +72,9 @@ class HostModule:
         options: Sequence[str] = (),
         sanitizer: str = "",
         order: int = 0,
+        last: int = 2**32 - 1,
     ) -> None:
-        self.names, self.order = list(names), order
+        self.names, self.order, self.last = list(names), order, last
         exports = "".join(f"HOST_EXPORT(host_kernel_{i}, {name})\n" for i, name in enumerate(names))
         self.folder = build(f'#include "host.h"\n{to_host(text)}\n{exports}', tuple(options), sanitizer)
         self.library = ctypes.CDLL(str(self.folder / "kernels.so"))
@@ -105,7 +108,9 @@ class HostModule:
         ]
         pointers = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
         sizes = ((ctypes.c_uint * 3)(*size) for size in (grid, block))
-        error = run(*sizes, ctypes.c_size_t(shared_mem), ctypes.c_uint(self.order), pointers)
+        error = run(
+            *sizes, ctypes.c_size_t(shared_mem), *map(ctypes.c_uint, (self.order, self.last)), pointers
+        )
         if error:
             raise RuntimeError(f"{name}: {error.decode()}")
 

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <ucontext.h>
 
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,7 +59,8 @@ Fiber* current;
 ucontext_t home;
 char* arena;
 size_t arena_used;
-std::map<const void*, char*> variables;  // of the current block
+struct { const void* key; char* place; } variables[16];  // of the current block; a fiber allocates nothing
+size_t variable_count;
 std::string error;
 std::vector<std::unique_ptr<char[]>> memory;  // stacks and arenas
 [[maybe_unused]] void *home_tsan, *home_fake_stack;
@@ -144,7 +144,7 @@ char* take(size_t slot, size_t bytes) {
 void run_block(const std::vector<unsigned>& turns) {
     arena = take(0, ARENA);
     arena_used = 0;
-    variables.clear();
+    variable_count = 0;
     memset(arena, 0xff, ARENA);  // shared memory starts as NaN and -1
     FOR_ADDRESS(__asan_poison_memory_region(arena, ARENA);)
     const Index3 size = launch.block;
@@ -190,16 +190,16 @@ Index3 grid_size() { return launch.grid; }
 unsigned lane() { return current->id % WARP; }
 
 void* shared_variable(const void* key, size_t bytes) {
-    char*& place = variables[key];
-    if (!place) {
-        place = arena + arena_used;
-        arena_used += (bytes + 15) / 16 * 16 + RED_ZONE;
-        if (arena_used > ARENA) {
-            fputs("more shared memory than a block has\n", stderr);
-            abort();
-        }
-        FOR_ADDRESS(__asan_unpoison_memory_region(place, bytes);)
+    for (size_t i = 0; i < variable_count; ++i)
+        if (variables[i].key == key) return variables[i].place;
+    char* const place = arena + arena_used;
+    arena_used += (bytes + 15) / 16 * 16 + RED_ZONE;
+    if (arena_used > ARENA || variable_count == std::size(variables)) {
+        fputs("more shared memory than a block has\n", stderr);
+        abort();
     }
+    variables[variable_count++] = {key, place};
+    FOR_ADDRESS(__asan_unpoison_memory_region(place, bytes);)
     return place;
 }
 void* dynamic_shared() { return shared_variable(&dynamic_key, launch.dynamic); }
@@ -220,12 +220,14 @@ unsigned long long warp_exchange(unsigned mask, unsigned long long mine, unsigne
     return f.receives;
 }
 
-const char* run(const unsigned* grid, const unsigned* block, size_t shared, unsigned order, void (*body)(void**), void** arguments) {
+const char* run(const unsigned* grid, const unsigned* block, size_t shared, unsigned order, unsigned last, void (*body)(void**), void** arguments) {
     launch = {{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, {}, shared, body, arguments};
     error.clear();
     FOR_THREAD(home_tsan = __tsan_get_current_fiber();)
     const auto turns = ordered(block[0] * block[1] * block[2], order);
-    for (unsigned b : ordered(grid[0] * grid[1] * grid[2], order)) {
+    const unsigned blocks = grid[0] * grid[1] * grid[2], count = std::min(blocks, last);
+    for (unsigned i : ordered(count, order)) {
+        const unsigned b = blocks - count + i;
         launch.here = {b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]};
         if (error.empty()) run_block(turns);
     }

@@ -1,0 +1,88 @@
+"""The cuda engine on the CPU: its own `kernels` module and kernel text, where only the launch is another.
+
+`on_host` replaces what `lalref.engines.kernels` compiles with, and makes the front door choose that engine
+for NumPy arrays. Nothing of the engine may be replaced beyond that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import lalref.loss
+from cuda_host.host import HostModule
+from lalref.engines import array, kernels, kernels_geometry
+from lalref.engines.kernels import kernel_names, source
+
+SMALL_TILES = {"TILE": (8, 4), "WIDE_TILE": (32, 1)}  # so that small images have several
+
+
+@functools.cache
+def compiled(
+    dtype: str, space: str, channels: int, options: tuple[str, ...] = (), sanitizer: str = "", fault: str = ""
+) -> HostModule:
+    """Build what `kernels.load` compiles; `fault` names one of `FAULTS` to plant first."""
+    text = FAULTS[fault](source()) if fault else source()
+    return HostModule(text, tuple(kernel_names(dtype, space, channels).values()), options, sanitizer)
+
+
+@contextlib.contextmanager
+def on_host(order: int = 0, small_tiles: bool = False, last: int = 2**32 - 1, **build: Any) -> Iterator[None]:
+    """Let lalref serve NumPy arrays by its cuda engine, the kernels running on the CPU."""
+
+    def load(*which: Any) -> HostModule:
+        module = compiled(*which, **build)
+        module.order, module.last = order, last
+        return module
+
+    def choose(problem: Any, call: str) -> Any:
+        return kernels if call in ("loss", "gradient") else array
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(kernels, "load", load))
+        stack.enter_context(mock.patch.object(lalref.loss, "choose", choose))
+        if small_tiles:
+            stack.enter_context(mock.patch.multiple(kernels_geometry, **SMALL_TILES))
+        yield
+
+
+def _without(line: str, instead: str = "", which: int = 0) -> Callable[[str], str]:
+    """A fault: the `which`-th occurrence of `line` replaced."""
+
+    def plant(text: str) -> str:
+        parts = text.split(line)
+        assert len(parts) > which + 1, f"the kernels no longer say {line!r}"
+        return line.join(parts[: which + 1]) + instead + line.join(parts[which + 1 :])
+
+    return plant
+
+
+BEFORE_READING = "        __syncthreads();\n        if (p.label == kind)"
+
+FAULTS: dict[str, Callable[[str], str]] = {
+    "no barrier before the sums are read": _without(BEFORE_READING, "\n        if (p.label == kind)"),
+    "no barrier before the sums are overwritten": _without(
+        "__syncthreads();  // before the next class or channel overwrites the sums"
+    ),
+    "a shuffle taken for a barrier": _without(
+        "        __syncthreads();\n        for (int warp", "\n        for (int warp"
+    ),
+    "a barrier that some threads pass by": _without(
+        "    __syncthreads();\n    return weight",
+        "    if (threadIdx.x > 0) __syncthreads();\n    return weight",
+    ),
+    "a write past the end of a map": _without("if (p.a < out.rows && p.b < out.columns) D[p.at]", "D[p.at]"),
+    "a write past the end of a shared array": _without(
+        "largest[id / 32] = kind", "largest[id / 32 + 32] = kind"
+    ),
+    "a write past the end of dynamic shared memory": _without(
+        "weight[d] = call.sigma", "weight[d + 2000] = call.sigma"
+    ),
+    "two blocks that write one address": _without(
+        "int* list = kinds + (Index)blockIdx.x * (call.most + 1)", "int* list = kinds"
+    ),
+}
+"""Mistakes in the kernels' text that the runtime or a sanitizer must find."""
