@@ -201,16 +201,41 @@ def test_options_are_read_from_the_signature_and_passed_explicitly():
     assert not {"sigma", "p"} & set(report.skipped)
 
 
-def test_fixed_values_choose_the_cases():
-    def f(logits, labels, *, normalize="weights", ignore_index=255, kernel_size=5, stride=1):
-        geometry = {"kernel_size": kernel_size, "stride": stride}
-        return textbook(logits, labels, normalize=normalize, ignore_index=ignore_index, p=2.0, **geometry)
+def test_core_cases_are_refitted_to_what_a_subject_has_built_in():
+    def f(logits, labels, *, normalize="weights", reduction="mean"):
+        built_in = {"sigma": 1.4, "kernel_size": 3, "ignore_index": -100, "axis": -1}
+        return textbook(logits, labels, normalize=normalize, reduction=reduction, **built_in)
 
-    report = oracle.verify(f, fixed={"p": 2.0})
-    assert report.verdict == "inconclusive"
-    assert {r.name for r in report.results if not r.feature} == {"p-2", "stride-3"}
-    assert "only 2 core cases" in report.reason
-    assert oracle.verify(f, fixed={}).verdict == "wrong"  # without being told, p = 5 is expected
+    fixed = {"sigma": 1.4, "kernel_size": 3, "ignore_index": -100, "axis": -1}
+    report = oracle.verify(f, fixed=fixed, quick=True)
+    assert (report.verdict, report.units <= 1) == ("right", True), str(report)
+    for wrong in (
+        {"sigma": 1.5},
+        {"kernel_size": 5},
+        {"ignore_index": 255},
+    ):  # what is said is what is judged
+        assert oracle.verify(f, fixed=fixed | wrong, quick=True).verdict == "wrong"
+    assert oracle.verify(f, quick=True).verdict == "wrong"  # without being told, the defaults are expected
+
+
+def test_cases_that_come_to_the_same_when_refitted_are_asked_once():
+    asked = []
+
+    def f(logits, labels):
+        asked.append((logits.tobytes(), labels.tobytes()))
+        return textbook(logits, labels, p=2.0)
+
+    assert oracle.verify(f, fixed={"p": 2.0}, dtype="float64").verdict == "right"
+    assert len(set(asked)) == len(asked)
+
+
+def test_void_labels_and_class_weights_decide_what_can_be_refitted():
+    case = BY_NAME["scattered-void"]
+    moved = case.refitted({"ignore_index": -1})
+    np.testing.assert_array_equal(moved.labels == -1, case.labels == 255)
+    assert case.refitted({"ignore_index": None}) is None  # void pixels would have no label left
+    assert case.refitted({"class_weight": (1.0,)}) is None
+    assert case.refitted({"stride": (1, 2, 3)}) is None
 
 
 def test_enough_cases_that_leave_a_stage_out_are_inconclusive(monkeypatch):
@@ -306,6 +331,11 @@ USAGE = {
     ),
     "dtype": ((textbook,), {"dtype": "float8"}, "dtype='float8' is not known: it is one of float32"),
     "fixed unknown": ((textbook,), {"fixed": {"gamma": 2}}, "fixed names 'gamma', which is no option"),
+    "fixed not allowed": (
+        (lambda x, y: (0.0, x),),
+        {"fixed": {"kernel_size": 4}},
+        "kernel_size=4 is not allowed",
+    ),
     "fixed taken": ((textbook,), {"fixed": {"sigma": 2}}, "takes sigma as an argument"),
     "returns value": ((lambda x, y: 1.0,), {}, "'plain', returned a float; a numpy subject returns a tuple"),
     "returns three": ((lambda x, y: (1, 2, 3),), {}, "returned a tuple of 3"),

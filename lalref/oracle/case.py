@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lalref.loss import LocallyAdaptiveLoss
 from lalref.oracle.inputs import FloatArray
 
 OPTIONS: Mapping[str, Any] = {
@@ -103,6 +104,36 @@ class Case:
     def given_logits(self) -> FloatArray:
         """The logits as a subject meets them: NaN where nothing may read."""
         return self.logits if self.unread is None else np.where(self.unread, math.nan, self.logits)
+
+    def refitted(self, fixed: Mapping[str, Any]) -> Case | None:
+        """Return the case with the options `fixed` in place of its own, or None where they don't go with it.
+
+        For a subject that has options built in: void pixels get the new label, the class axis is moved.
+        """
+        own, options = self.all_options, {**self.all_options, **fixed}
+        labels, axis, new_axis = self.labels, own["axis"], options["axis"]
+        try:
+            loss, axes = LocallyAdaptiveLoss(**options), labels.ndim - 1
+            loss.radii(axes), loss.strides(axes)
+        except (ValueError, TypeError):
+            return None
+        weights = options["class_weight"]
+        if weights is not None and len(weights) != self.logits.shape[axis]:
+            return None
+        if options["ignore_index"] != own["ignore_index"]:
+            void = np.isin(labels, () if own["ignore_index"] is None else own["ignore_index"])
+            new = options["ignore_index"]
+            if not isinstance(new, int) and void.any():
+                return None
+            labels = np.where(void, labels.dtype.type(new or 0), labels)
+        kept = {k: v for k, v in options.items() if v != OPTIONS[k]}
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}, " + ", ".join(f"{k}={v}" for k, v in fixed.items()),
+            logits=np.ascontiguousarray(np.moveaxis(self.logits, axis, new_axis)),
+            labels=labels,
+            options=kept,
+        )
 
     def asks_for(self) -> set[str]:
         """Names of the arguments that the case does not leave at their default."""

@@ -23,7 +23,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from lalref.oracle.case import ARGUMENTS, Case
+from lalref.loss import LocallyAdaptiveLoss
+from lalref.oracle.case import ARGUMENTS, OPTIONS, Case
 from lalref.oracle.inputs import FloatArray
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
@@ -97,6 +98,11 @@ class Subject:
                     f"{self.name} takes {name} as an argument, so it is varied and can't be fixed; "
                     "fixed is for what a function has built in"
                 )
+
+        try:
+            LocallyAdaptiveLoss(**{k: v for k, v in self.fixed.items() if k in OPTIONS})
+        except ValueError as error:
+            raise UsageError(f"fixed: {error}") from None
 
     def lacks(self, case: Case) -> list[str]:
         """Name the options that `case` needs at another value than the subject has built in."""
