@@ -79,11 +79,13 @@ def fit(seen, labels):
         value, grad = loss.value_and_grad(logits, labels[None])
         return float(value), np.tensordot(grad[0], seen, axes=((1, 2), (1, 2))).ravel()
 
+    console.print("compiling the numba engine, where this has not been done before: half a minute, once")
+    before = objective(np.zeros(shape).ravel())[0]
     shown = TextColumn(
         "iteration {task.completed:.0f} of at most {task.total:.0f}, loss {task.fields[loss]:.4f}"
     )
     with Progress(*Progress.get_default_columns()[:2], shown, console=console) as progress:
-        task = progress.add_task("fitting", total=ITERATIONS, loss=objective(np.zeros(shape).ravel())[0])
+        task = progress.add_task("fitting", total=ITERATIONS, loss=before)
 
         def step(intermediate_result):
             progress.update(task, advance=1, loss=intermediate_result.fun)

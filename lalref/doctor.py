@@ -7,10 +7,11 @@ takes seconds; an engine is asked by giving it a call, so that what is said here
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,16 +72,29 @@ def engines() -> list[Engine]:
     >>> [each.available for each in engines() if each.name == "array"]
     [True]
     """
-    logits, labels = np.zeros((1, 2, 1, 1)), np.zeros((1, 1, 1), np.int64)  # (N, C, H, W), (N, H, W)
     found = []
     for name in ENGINES[1:]:  # the first is "auto"
+        xp, lacking = _cupy() if name == "cuda" else (np, "")
+        logits, labels = (
+            xp.zeros((1, 2, 1, 1)),
+            xp.zeros((1, 1, 1), dtype=xp.int64),
+        )  # (N, C, H, W), (N, H, W)
         try:
             lalref.lal_loss(logits, labels, engine=name)
         except (ValueError, ImportError) as error:
-            found.append(Engine(name, False, str(error)))
+            found.append(Engine(name, False, f"{lacking}; {error}" if lacking else str(error)))
         else:
             found.append(Engine(name, True, ""))
     return found
+
+
+def _cupy() -> tuple[Any, str]:
+    """CuPy if it can be used here, else NumPy and what is lacking."""
+    if importlib.util.find_spec("cupy") is None:
+        return np, "CuPy is not installed"
+    import cupy
+
+    return (cupy, "") if cupy.cuda.is_available() else (np, "CuPy finds no CUDA device")
 
 
 def threads() -> dict[str, str]:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import lalref
 from lalref.cli import main
-from lalref.doctor import PACKAGES
+from lalref.doctor import PACKAGES, engines
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = ROOT / "examples" / "ports"
@@ -150,3 +150,10 @@ def test_doctor_shows_every_package_and_engine_with_its_reason():
     assert result.exit_code == 0, result.output
     for name in [*PACKAGES, "python", "definition", "array", "numba", "cuda", "processors"]:
         assert name in result.output
+
+
+def test_doctor_says_what_the_cuda_engine_lacks(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (cuda,) = [engine for engine in engines() if engine.name == "cuda"]
+    assert not cuda.available
+    assert "CuPy is not installed" in cuda.reason

@@ -14,6 +14,8 @@ from packaging.utils import canonicalize_name
 
 import lalref
 from lalref.cli import main
+from lalref.doctor import engines
+from lalref.options import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,6 +79,12 @@ def test_readme_names_only_commands_and_options_that_exist():
             o for each in main.commands[command].params if isinstance(each, click.Option) for o in each.opts
         }
         assert set(re.findall(r"--[a-z-]+", rest)) <= options, f"lalref {command}{rest}"
+
+
+def test_readme_says_which_engines_are_here():
+    said = dict(re.findall(r"^\| `(\w+)` \|.*\| (yes|not yet) \|$", README, flags=re.MULTILINE))
+    missing = {engine.name for engine in engines() if "not in this version" in engine.reason}
+    assert said == {name: "not yet" if name in missing else "yes" for name in ENGINES[1:]}
 
 
 def test_readme_links_lead_somewhere():
