@@ -110,9 +110,9 @@ def test_the_broken_port_is_told_where_and_by_how_much_it_is_off():
 
 
 def test_too_little_to_judge_by_is_inconclusive(write):
-    """No case has nine classes, so none can be put to a loss with nine class weights built in."""
+    """No case has 99 classes, so none can be put to a loss with 99 class weights built in."""
     path = write("def f(logits, labels): raise NotImplementedError")
-    result = invoke("verify", f"{path}:f", "--fixed", "class_weight=(1,1,1,1,1,1,1,1,2)")
+    result = invoke("verify", f"{path}:f", "--fixed", f"class_weight={(2.0,) * 99}")
     assert result.exit_code == 3, result.output
     assert ": inconclusive" in result.stdout
 
