@@ -81,6 +81,14 @@ FAULTS: dict[str, Callable[[str], str]] = {
     "a write past the end of dynamic shared memory": _without(
         "weight[d] = call.sigma", "weight[d + 2000] = call.sigma"
     ),
+    "a pixel's index of 31 bits": _without(
+        "p.at = n * map.rows * map.columns + within",
+        "p.at = (n * map.rows * map.columns + within) & 0x7fffffff",
+    ),
+    "a logit's index of 31 bits": _without(
+        "x[min(first + g, last) * step_c + a * step_h + b * step_w]",
+        "x[(min(first + g, last) * step_c + a * step_h + b * step_w) & 0x7fffffff]",
+    ),
     "two blocks that write one address": _without(
         "int* list = kinds + (Index)blockIdx.x * (call.most + 1)", "int* list = kinds"
     ),

@@ -40,7 +40,7 @@ struct Fiber {
     Index3 index;
     unsigned id = 0, mask = 0, from = 0;
     State state = State::runs;
-    int line = 0, vote = 0, votes = 0;
+    int line = 0, vote = 0, votes = 0, barriers = 0;
     unsigned long long sends = 0, receives = 0;
     void* tsan = nullptr;
     void* fake_stack = nullptr;
@@ -67,7 +67,7 @@ std::vector<std::unique_ptr<char[]>> memory;  // stacks and arenas
 [[maybe_unused]] const void* home_stack;
 [[maybe_unused]] size_t home_stack_size;
 [[maybe_unused]] std::vector<void*> finished;  // ThreadSanitizer's handles of the block before
-[[maybe_unused]] char barrier_token, end_token, dynamic_key;
+[[maybe_unused]] char barrier_token[2], end_token, dynamic_key;
 
 void leave() {  // from a fiber to the scheduler
     Fiber& fiber = *current;
@@ -207,9 +207,12 @@ void* dynamic_shared() { return shared_variable(&dynamic_key, launch.dynamic); }
 int block_barrier(int vote, int line) {
     Fiber& f = *current;
     f.state = State::at_barrier, f.vote = vote, f.line = line;
-    FOR_THREAD(__tsan_release(&barrier_token);)
+    // Two tokens in turn: a thread may wait at its next barrier before another has left this one, and what it
+    // did between the two must not be ordered before that other.
+    [[maybe_unused]] char* const token = &barrier_token[f.barriers++ % 2];
+    FOR_THREAD(__tsan_release(token);)
     leave();
-    FOR_THREAD(__tsan_acquire(&barrier_token);)
+    FOR_THREAD(__tsan_acquire(token);)
     return f.votes;
 }
 

@@ -1,0 +1,107 @@
+"""Elements past 2^31, on arrays that are mostly not there: memory that nothing touches costs none.
+
+The kernels' text is the real one. Logits are given strides that carry them past 2^31; for the other arrays
+the batch is made so long that its last image lies past 2^31, and only its tiles are run of each launch.
+"""
+
+import mmap
+
+import numpy as np
+import pytest
+
+import lalref
+from cuda_host.engine import on_host
+from lalref.engines import kernels
+from lalref.engines.kernels_geometry import Geometry
+from lalref.oracle.inputs import blobs, eighths
+
+FAR = 2**31
+NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux; mmap has the name since Python 3.13
+
+
+def sparse(shape, dtype=np.float32):
+    """An array of zeros that takes memory only where it is written to."""
+    dtype = np.dtype(dtype)
+    size = max(1, int(np.prod(shape, dtype=np.int64))) * dtype.itemsize
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    return np.frombuffer(memory, dtype, int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+
+def far_apart(axis, fault=""):
+    """Value and gradient of an image, near and with more than 2^31 elements between neighbours of an axis."""
+    x, y = eighths((2, 3, 4, 5), 1).astype(np.float32), blobs((2, 4, 5), 3)
+    steps, step = [0] * 4, 1
+    for a in (a for a in (3, 2, 1, 0) if a != axis):
+        steps[a], step = step, step * x.shape[a]
+    steps[axis] = FAR // (x.shape[axis] - 1) + 9
+    far = np.lib.stride_tricks.as_strided(sparse(FAR + 10**4), x.shape, [4 * s for s in steps])
+    assert sum((n - 1) * s for n, s in zip(x.shape, steps, strict=True)) > FAR
+    far[...] = x
+    with on_host(small_tiles=True):
+        near = lalref.lal_value_and_grad(x, y)
+    with on_host(small_tiles=True, fault=fault):
+        return near, lalref.lal_value_and_grad(far, y)
+
+
+@pytest.mark.parametrize("axis", range(4), ids=["image", "class", "row", "column"])
+def test_logits_whose_neighbours_lie_far_apart(axis):
+    (value, grad), (far_value, far_grad) = far_apart(axis)
+    assert value == far_value
+    assert (grad == far_grad).all()
+
+
+def test_an_index_of_31_bits_reads_other_logits():
+    (_, grad), (_, far_grad) = far_apart(2, "a logit's index of 31 bits")
+    assert (grad != far_grad).any()
+
+
+class _Sparse:
+    """NumPy, but what it makes is sparse."""
+
+    int32 = np.int32
+    __name__ = "numpy"
+
+    @staticmethod
+    def empty(shape, dtype):
+        return sparse(shape, dtype)
+
+    @staticmethod
+    def asarray(array, order):
+        assert array.flags.c_contiguous
+        return array
+
+
+def far_image(space, kernel_size, fault=""):
+    """ell and gradient of one image: alone, and as the last of a batch of more than 2^31 pixels."""
+    C, H, W, dtype = 2, 8, 32, np.dtype(np.float32)
+    N = FAR // (H * W) + 3
+    x, y = eighths((1, C, H, W), 2).astype(dtype), blobs((1, H, W), 2).astype(np.int32)
+    g = abs(eighths((1, H, W), 3)).astype(dtype)
+    options = lalref.LocallyAdaptiveLoss(space=space, kernel_size=kernel_size, normalize="count")
+    with on_host():
+        valid = np.ones((1, H, W), bool)
+        ell = kernels.window_losses(x, y, valid, options)
+        grad = kernels.window_losses_vjp(x, y, valid, options, g)
+    labels, upstream, logits = sparse((N, H, W), np.int32), sparse((N, H, W)), sparse((N, C, H, W))
+    labels[-1], upstream[-1], logits[-1] = y[0], g[0], x[0]
+    geometry = Geometry.of(logits, (H, W), options, dtype)
+    work = kernels._Work(_Sparse(), logits, labels, labels, options, dtype, geometry)
+    with on_host(last=geometry.tiles[0], fault=fault):
+        kept = work.forward(keep=True)
+        far_grad = work.backward(kept, upstream)
+    assert kept.ell.size > FAR
+    return (ell[0], grad[0]), (kept.ell[-1], far_grad[-1])
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("kernel_size", [3, 9])
+def test_the_last_of_a_batch_of_more_than_two_billion_pixels(space, kernel_size):
+    (ell, grad), (far_ell, far_grad) = far_image(space, kernel_size)
+    assert (ell == far_ell).all()
+    assert (grad == far_grad).all()
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+def test_an_index_of_31_bits_writes_to_other_pixels(space):
+    (ell, _), (far_ell, _) = far_image(space, 3, "a pixel's index of 31 bits")
+    assert (ell != far_ell).any()

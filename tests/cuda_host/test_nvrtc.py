@@ -1,0 +1,52 @@
+"""Every kernel compiles for the GPUs of three generations, within stated registers and shared memory."""
+
+import pytest
+
+from cuda_host.nvrtc import compile_for
+from lalref.engines import kernels
+from lalref.engines.kernels import TYPES, kernel_names
+
+nvrtc = pytest.importorskip(
+    "cupy.cuda.nvrtc", reason="CuPy, which brings NVRTC's interface, is not installed"
+)
+try:
+    nvrtc.getVersion()
+except (RuntimeError, ImportError, OSError) as error:  # CuPy is here, but not the compiler's library
+    pytest.skip(f"NVRTC is not installed: {error}", allow_module_level=True)
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
+THREADS = 256  # of a block, see kernels_geometry
+REGISTERS = {"float": 128, "double": 176}  # of a thread: so that a multiprocessor holds two blocks, and one
+
+
+def every_kernel():
+    """Each kernel once, with its working type."""
+    return {
+        name: T
+        for dtype, (_, T) in TYPES.items()
+        for space in ("logits", "probabilities")
+        for channels in (2, 4)
+        for name in kernel_names(dtype, space, channels).values()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kernel_compiles_without_spilling(arch):
+    kernels_of = every_kernel()
+    used = compile_for(arch, kernels.source(), tuple(kernels_of), kernels.COMPILER_OPTIONS)
+    assert set(used) == set(kernels_of)
+    for name, use in used.items():
+        assert (use.spilled, use.stack) == (0, 0), (name, use)
+        assert use.registers <= REGISTERS[kernels_of[name]], (name, use)
+        assert use.shared <= 128, (name, use)  # what else a block needs is asked for at launch
+
+
+def test_registers_leave_room_for_a_block():
+    assert max(REGISTERS.values()) * THREADS <= 2**16
+
+
+def test_a_mistake_in_the_text_is_told_with_its_file_and_line():
+    text = kernels.source().replace("call.reach_h", "call.reach_z")
+    with pytest.raises(ValueError, match=r"kernels\.cu\(\d+\): error"):
+        compile_for("sm_90", text, ("list_kinds",), kernels.COMPILER_OPTIONS)
