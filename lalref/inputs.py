@@ -258,6 +258,8 @@ def _checked_labels(xp: Namespace, labels: Array, C: int, options: Options) -> A
     ignored = _ignored(xp, labels, options)
     if xp.iinfo(labels.dtype).bits < 32:
         labels = xp.astype(labels, xp.int32)  # so that C fits the dtype, and every library can compare it
+    elif is_torch(labels) and dtype_name(labels.dtype) in ("uint32", "uint64"):
+        labels = xp.astype(labels, xp.int64)  # torch can't compare these
     bad = ~ignored & ((labels < 0) | (labels >= C))
     if options.check:
         found = known(xp.any(bad))

@@ -169,7 +169,8 @@ def _powers(ell: Array, omega: Array, total: Parts, exponent: float) -> Array:
         return xp.where(ell >= (1 - 16 * epsilon(total.dtype)) * total.maximum, omega, zero)
     safe = xp.where(total.maximum == 0, 1.0, total.maximum)
     r = xp.where(ell == math.inf, xp.ones_like(ell), ell / safe)
-    return xp.where(omega > 0, omega * r**exponent, zero)
+    moving = (omega > 0) & (r != 0)  # keeps 0^(exponent - 2), which may be inf, out of second derivatives
+    return xp.where(moving, omega * xp.where(moving, r, xp.ones_like(r)) ** exponent, zero)
 
 
 def _divisor(total: Parts) -> Array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-import array_api_compat
+from lalref.arrays import library
 
 if TYPE_CHECKING:
     from lalref.inputs import Problem
@@ -29,7 +29,9 @@ def choose(problem: Problem, call: Call) -> ModuleType:
         The engine that ``problem.options`` names can't serve it.
     """
     name = problem.options.engine
-    if name == "auto":
+    if name == "auto" and library(problem.xp) == "cupy":
+        name = "array" if _not_for_kernels(problem, call) else "cuda"
+    elif name == "auto":
         name = "array" if _not_for_loops(problem, call) else "numba"
     if name == "array":
         from lalref.engines import array
@@ -41,17 +43,30 @@ def choose(problem: Problem, call: Call) -> ModuleType:
         from lalref.engines import loops
 
         return loops
-    if name == "definition":
-        raise ValueError(f'engine="definition" works out the loss alone, no {call}: use engine="array"')
-    raise ValueError(f'engine="{name}" is not in this version of lalref: use engine="auto" or "array"')
+    if name == "cuda":
+        if reason := _not_for_kernels(problem, call):
+            raise ValueError(f'engine="cuda" {reason}')
+        from lalref.engines import kernels
+
+        return kernels
+    raise ValueError(f'engine="definition" works out the loss alone, no {call}: use engine="array"')
 
 
 def _not_for_loops(problem: Problem, call: Call) -> str:
     """Why the numba engine can't serve the call; empty if it can."""
-    if not array_api_compat.is_numpy_namespace(problem.xp):
+    if library(problem.xp) != "numpy":  # asked of array_api_compat, it would break torch.compile's graph
         return f"takes NumPy arrays, got {problem.xp.__name__}"
     if call not in ("loss", "gradient"):
         return f"works out values and gradients, no {call}"
     if problem.labels.ndim > 4:
         return f"takes up to 3 spatial axes, got {problem.labels.ndim - 1}"
     return ""
+
+
+def _not_for_kernels(problem: Problem, call: Call) -> str:
+    """Why the cuda engine can't serve the call, and what to do; empty if it can."""
+    from lalref.engines import kernels
+
+    if call not in ("loss", "gradient"):
+        return f'works out values and gradients, no {call}: use engine="array"'
+    return kernels.why_not(problem.logits, problem.options)
