@@ -320,3 +320,9 @@ def test_a_nan_loss_does_not_hide_behind_a_share_of_0():
     y = np.where(Y == VOID, -1, Y).astype(np.int32)
     grad = array.window_losses_vjp(x, y, y >= 0, LocallyAdaptiveLoss(kernel_size=3), g)
     assert np.isnan(grad[0, :, 2, 2]).all()
+
+
+def test_ignored_pixels_are_in_no_group_not_even_with_each_other():
+    y, options = np.array([[[-1, -1, 0], [-1, 0, 0]]], np.int32), LocallyAdaptiveLoss(kernel_size=3)
+    assert pooling.group_size(y, options).tolist() == [[[0, 0, 3], [0, 3, 3]]]
+    assert not pooling.pool(np.ones((1, 2, 2, 3)), y, options)[:, :, y[0] < 0].any()
