@@ -229,6 +229,15 @@ def test_cases_that_come_to_the_same_when_refitted_are_asked_once():
     assert len(set(asked)) == len(asked)
 
 
+def test_a_built_in_kernel_of_one_pixel_never_exercises_pooling():
+    def f(logits, labels):
+        return textbook(logits, labels, kernel_size=1)
+
+    report = oracle.verify(f, fixed={"kernel_size": 1}, dtype="float64")
+    assert (report.verdict, report.exit_code) == ("inconclusive", 3)
+    assert "exercises pooling" in report.reason
+
+
 def test_void_labels_and_class_weights_decide_what_can_be_refitted():
     case = BY_NAME["scattered-void"]
     moved = case.refitted({"ignore_index": -1})

@@ -114,7 +114,7 @@ class Case:
         labels, axis, new_axis = self.labels, own["axis"], options["axis"]
         try:
             loss, axes = LocallyAdaptiveLoss(**options), labels.ndim - 1
-            loss.radii(axes), loss.strides(axes)
+            radii, _ = loss.radii(axes), loss.strides(axes)
         except (ValueError, TypeError):
             return None
         weights = options["class_weight"]
@@ -133,6 +133,7 @@ class Case:
             logits=np.ascontiguousarray(np.moveaxis(self.logits, axis, new_axis)),
             labels=labels,
             options=kept,
+            stages=tuple(s for s in self.stages if s != "pooling" or any(radii)),
         )
 
     def asks_for(self) -> set[str]:
