@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
+
 from lalref import minkowski
 from lalref.arrays import Array, as_scalar, quiet, wide_dtype, working_dtype
 from lalref.engines import choose
@@ -136,7 +138,9 @@ class LocallyAdaptiveLoss(Options):
         problem = self._prepare_with(total, logits, labels, pixel_weight)
         engine = choose(problem, "gradient")
         if self.reduction != "none" and hasattr(engine, "value_and_grad"):
-            upstream = float(problem.upstream(grad_output))
+            upstream = problem.upstream(grad_output)
+            if isinstance(upstream, np.ndarray):
+                upstream = float(upstream)  # elsewhere it would wait for the device
             with quiet(problem.xp):
                 total, grad = engine.value_and_grad(
                     problem.logits, problem.labels, problem.valid, problem.weights, self, upstream, total
@@ -310,8 +314,6 @@ def _value_dot(problem: Problem, cache: Cache, ell_dot: Array) -> Array:
 
 
 def _by_definition(problem: Problem, logits: Array, labels: Array, pixel_weight: Array | None) -> Array:
-    import numpy as np
-
     from lalref import definition
 
     xp, options = problem.xp, problem.options

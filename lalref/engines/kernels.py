@@ -1,9 +1,9 @@
 """The cuda engine: which kernels of kernels*.cu a call needs, on what arrays, in which order.
 
-The arithmetic is in the .cu files, stage 3 in `lalref.minkowski`, the geometry in `kernels_geometry`. Without
-a GPU the same text and this same module run on NumPy arrays: tests replace `load`, which compiles, and no more.
-Nothing here waits for the device or copies to it, and CuPy is imported when it is asked for. docs/cuda.md
-tells how the kernels work.
+The arithmetic is in the .cu files, stage 3 in `lalref.minkowski`, the geometry in `kernels_geometry`.
+Without a GPU the same text and this same module run on NumPy arrays: tests replace `load`, which compiles,
+and no more. Nothing here waits for the device or copies to it, and CuPy is imported when it is asked for.
+docs/cuda.md tells how the kernels work.
 """
 
 from __future__ import annotations
@@ -66,30 +66,24 @@ def load(dtype: str, space: str, channels: int) -> Any:
     return cupy.RawModule(code=source(), options=COMPILER_OPTIONS, name_expressions=names)
 
 
-def why_not(logits: Array, options: Options) -> str | None:
-    """Say why this engine can't serve these logits (N, C, *S), with what to do; None if it can."""
+def why_not(logits: Array, options: Options) -> str:
+    """Say why this engine can't serve these logits (N, C, *S), and what to do; empty if it can."""
     if importlib.util.find_spec("cupy") is None:
-        return 'engine="cuda" needs CuPy: install lalref[cuda13] or, for older drivers, lalref[cuda12]'
+        return "needs CuPy: install lalref[cuda13] or, for older drivers, lalref[cuda12]"
     import cupy
 
     if not cupy.cuda.is_available():
-        return (
-            'engine="cuda" needs a GPU, and no CUDA device is visible to CuPy: '
-            "check the driver and CUDA_VISIBLE_DEVICES"
-        )
+        return "needs a GPU, and no CUDA device is visible to CuPy: check the driver and CUDA_VISIBLE_DEVICES"
     if library(namespace(logits)) != "cupy":
         return (
-            f'engine="cuda" takes CuPy arrays; got {type(logits).__module__}.{type(logits).__qualname__}: '
-            "cupy.asarray() copies one to the device, cupy.from_dlpack() shares a tensor that is there"
+            f"takes CuPy arrays, got {type(logits).__module__}.{type(logits).__qualname__}: "
+            "cupy.asarray() copies an array to the device, cupy.from_dlpack() shares one that is there"
         )
     if (ndim := logits.ndim - 2) > MOST_AXES:
-        return f'engine="cuda" takes up to {MOST_AXES} spatial axes; got {ndim}: use engine="array"'
-    if max((0, *reach(logits.shape[2:], options))) > MOST_REACH:
-        return (
-            f'engine="cuda" takes windows that reach up to {MOST_REACH} pixels, kernel_size='
-            f'{options.kernel_size} reaches farther: use engine="array"'
-        )
-    return None
+        return f'takes up to {MOST_AXES} spatial axes, got {ndim}: use engine="array"'
+    if (farthest := max((0, *reach(logits.shape[2:], options)))) > MOST_REACH:
+        return f'takes windows that reach up to {MOST_REACH} pixels, got {farthest}: use engine="array"'
+    return ""
 
 
 def window_losses(logits: Array, labels: Array, valid: Array, options: Options) -> Array:
