@@ -262,3 +262,17 @@ def test_in_probability_space_a_pixel_of_probability_0_is_carried_by_its_neighbo
     value, grad = lal_value_and_grad(x, y, **options)
     assert value == INF
     assert np.isnan(grad).all()
+
+
+@each_engine
+@pytest.mark.parametrize(("dtype", "half"), [("float32", 150), ("float64", 1075)])
+def test_a_weight_that_rounds_to_0_reads_nothing_and_the_next_larger_one_does(engine, dtype, half):
+    """2^-half is half the smallest number there is: a weight just below it rounds to 0, one above it not."""
+    x, y = np.zeros((1, 2, 2), dtype), np.zeros((1, 2), int)
+    x[..., 1] = NAN
+    for exponent, read in ((half - 0.1, True), (half + 0.1, False)):
+        sigma = float(np.sqrt(0.5 / (exponent * np.log(2))))
+        for normalize in ("weights", "count"):
+            options = {"sigma": sigma, "normalize": normalize, "reduction": "none", "engine": engine}
+            assert np.isnan(lal_loss(x, y, **options)[0, 0]) == read
+            assert np.isnan(lal_value_and_grad(x, y, **options)[1][0, 0, 0]) == read
