@@ -228,7 +228,7 @@ def _ignored(xp: Namespace, labels: Array, options: Options) -> Array:
 
 
 def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options) -> Array:
-    """Labels as int32 with -1 for the ignored and C for what is no class (check=False); ValueError where it is checked."""
+    """Labels as int32, -1 the ignored and C what is no class (check=False; else that is a ValueError)."""
     labels = _native(labels)
     if isinstance(labels, np.ndarray) and labels.size and options.check:
         y = _numpy_labels(labels, C, options)
@@ -238,7 +238,7 @@ def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options) ->
 
 
 def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | None:
-    """`_checked_labels` a cacheful at a time, which else takes longer than the loss; None if something is wrong."""
+    """`_checked_labels` a cacheful at a time, for it took longer than the loss; None if something is wrong."""
     y = np.empty(labels.shape, np.int32)
     rows = max(1, (1 << 16) * len(labels) // labels.size)
     axis = 1 if labels.ndim > 1 and rows == 1 else 0  # a batch of one image is cut along its rows
