@@ -1,0 +1,132 @@
+"""`lalref bench`: contestants are checked, timed in interleaved rounds, and shown as a table, JSON and a picture.
+
+`inputs` makes the arrays, `contestants` says who takes part, `measure` times; this room shows. The loss itself
+is nobody's here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lalref.bench.measure import Result
+
+
+def main(
+    *, quick: bool = False, seconds: float = 8.0, json_file: Path | None = None, picture: Path | None = None
+) -> list[Result]:
+    """Run the benchmark, print its table, and write its JSON and picture where asked.
+
+    Parameters
+    ----------
+    quick : bool
+        Only 3 x 3 and 5 x 5 windows on the small batch.
+    seconds : float
+        How long to time each setting, beside checks and compilation.
+    json_file, picture : Path, optional
+        Where to write all results, and a PNG of time against window size.
+
+    Returns
+    -------
+    list of Result
+        Medians, minima and ratios; see `lalref.bench.measure.Result`.
+
+    Raises
+    ------
+    ValueError
+        A contestant's value or gradient is wrong.
+
+    Examples
+    --------
+    >>> from lalref.bench import main
+    >>> results = main(quick=True, json_file=Path("bench.json"))  # doctest: +SKIP
+    """
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from lalref.bench import measure
+
+    console, results = Console(), []
+    plan = measure.settings(quick)
+    columns = (SpinnerColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(plan))
+        for setting, names in plan:
+            results += measure.measure(setting, names, seconds, lambda now: progress.update(task, description=now))
+            progress.advance(task)
+    show(results, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(as_json(results), indent=1) + "\n", encoding="utf-8")
+    if picture is not None:
+        draw(results, picture)
+    return results
+
+
+def as_json(results: list[Result]) -> dict[str, Any]:
+    """The results with what a reader of them needs to know of the machine."""
+    import numba
+    import numpy as np
+
+    machine = {
+        "processor": platform.processor() or platform.machine(), "threads": numba.config.NUMBA_NUM_THREADS,
+        "python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__,
+    }  # fmt: skip
+    return {"machine": machine, "results": [dataclasses.asdict(result) for result in results]}
+
+
+def show(results: list[Result], console: Any) -> None:
+    """Print one table for each setting's results, put together."""
+    from rich.table import Table
+
+    table = Table(title="value and gradient, float32")
+    for name in ("shape", "labels", "window", "threads", "contestant"):
+        table.add_column(name)
+    for name in ("median ms", "min ms", "of cross-entropy", "faster than best torch", "of a copy", "peak extra / logits"):
+        table.add_column(name, justify="right")
+    last = None
+    for result in results:
+        s = result.setting
+        if last not in (None, s):
+            table.add_section()
+        where = ("×".join(map(str, s.shape)), s.kind, f"{s.kernel_size}×{s.kernel_size}", str(s.threads or ""))
+        size = 4 * s.shape[0] * s.shape[1] * s.shape[2] * s.shape[3]
+        table.add_row(
+            *(where if s != last else ("",) * 4), result.contestant,
+            f"{result.median * 1e3:.1f}", f"{result.minimum * 1e3:.1f}", _or_blank(result.ratio), _or_blank(result.speedup),
+            f"{result.of_copy:.1f}", _or_blank(None if result.peak_extra is None else result.peak_extra / size),
+        )  # fmt: skip
+        last = s
+    console.print(table)
+
+
+def _or_blank(number: float | None) -> str:
+    return "" if number is None else f"{number:.2f}"
+
+
+def draw(results: list[Result], file: Path) -> None:
+    """Draw time against window size, both logarithmic, for the setting with the most windows."""
+    from matplotlib.figure import Figure
+
+    first = results[0].setting
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for result in results:
+        s = result.setting
+        if (s.shape, s.kind, s.threads) == (first.shape, first.kind, first.threads):
+            lines.setdefault(result.contestant, []).append((s.kernel_size, result.median * 1e3))
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.loglog(*zip(*points, strict=True), marker="o", label=name)
+    sizes = sorted({k for points in lines.values() for k, _ in points})
+    axes.set_xticks(sizes, [str(k) for k in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("kernel_size")
+    axes.set_ylabel("milliseconds (median)")
+    axes.set_title(f"value and gradient, {'×'.join(map(str, first.shape))}, float32, {first.kind}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=120)

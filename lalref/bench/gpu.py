@@ -1,0 +1,227 @@
+"""The cuda engine measured on a GPU: checked first, then timed, and written down with what it was measured on.
+
+    python -m lalref.bench.gpu [--report reports/gpu.json] [--quick]
+
+The report holds the sha256 of every kernel file, so that a test can say when it no longer belongs to the
+kernels. Contestants run in one stream, on several input sets in turn so that no cache keeps one, timed by CUDA
+events. Nothing here runs without a GPU but the argument parser, `sources` and `changed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lalref.engines import kernels
+
+Array = Any
+
+REPORT = Path("reports") / "gpu.json"
+SHAPES = ((8, 21, 513, 513), (16, 19, 1024, 1024))
+QUICK = ((2, 21, 321, 321),)
+WINDOWS = (3, 5, 7, 15, 31)
+LARGEST_TORCH_WINDOW = {"torch shift and mask": 7, "torch shift and mask, compiled": 5}
+INPUT_SETS, WARM_UP, ROUNDS = 3, 3, 25
+
+
+def sources() -> dict[str, str]:
+    """Return the sha256 of each kernel file by name.
+
+    Examples
+    --------
+    >>> from lalref.bench.gpu import sources
+    >>> sorted(sources())
+    ['kernels.cu', 'kernels_logits.cu', 'kernels_probabilities.cu']
+    """
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in kernels.FILES}
+
+
+def changed(report: Path) -> list[str]:
+    """Return the kernel files that are not those that `report` was measured with."""
+    measured = json.loads(report.read_text(encoding="utf-8"))["sources"]
+    now = sources()
+    return sorted(name for name in measured.keys() | now.keys() if measured.get(name) != now.get(name))
+
+
+def no_device() -> str:
+    """Say why nothing can be measured here; empty where there is a GPU."""
+    import numpy as np
+
+    from lalref import LocallyAdaptiveLoss
+
+    reason = kernels.why_not(np.zeros((1, 1)), LocallyAdaptiveLoss())
+    return "" if reason.startswith("takes CuPy arrays") else f"the cuda engine {reason}"
+
+
+def accuracy() -> dict[str, float]:
+    """Return the largest error in error units (20) over the table of cases, by dtype."""
+    import cupy
+    import ml_dtypes
+    import numpy as np
+
+    from lalref import lal_value_and_grad
+    from lalref.oracle import golden
+    from lalref.oracle.cases import CASES
+    from lalref.oracle.units import error_unit
+    from lalref.oracle.verify import in_units
+
+    worst = {}
+    for dtype in kernels.TYPES:
+        errors = [0.0]
+        for case in CASES:
+            if case.labels.ndim - 1 > kernels.MOST_AXES:
+                continue
+            right = golden.load()[case.name]
+            unit = error_unit(case, dtype, right.value[0], right.grad[0])
+            x = case.given_logits.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+            arguments = {
+                k: cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in case.arguments.items()
+            }
+            value, grad = lal_value_and_grad(
+                cupy.asarray(x), cupy.asarray(case.labels), engine="cuda", **arguments
+            )
+            errors += [
+                float(in_units(a.get(), b, u).max(initial=0))
+                for a, b, u in ((value, right.value, unit.value), (grad, right.grad, unit.grad))
+            ]
+        worst[dtype] = max(errors)
+    return worst
+
+
+def milliseconds(call: Callable[[int], object], rounds: int) -> list[float]:
+    """Time call(i) by CUDA events in the current stream; i counts the input sets in turn."""
+    import cupy
+
+    times = []
+    for i in range(WARM_UP + rounds):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record()
+        call(i % INPUT_SETS)
+        end.record()
+        end.synchronize()
+        if i >= WARM_UP:
+            times.append(float(cupy.cuda.get_elapsed_time(begin, end)))
+    return times
+
+
+def contestants(shape: tuple[int, int, int, int], kernel_size: int) -> dict[str, Callable[[int], object]]:
+    """Return what is timed, by name; each takes the number of an input set."""
+    import cupy
+
+    from lalref import LocallyAdaptiveLoss
+    from lalref.bench import inputs
+
+    N, C, H, W = shape
+    x = [cupy.asarray(inputs.logits(shape)) for _ in range(INPUT_SETS)]
+    labels = cupy.asarray(inputs.labels("blobs", (N, H, W), C))
+    copies = cupy.empty_like(x[0])
+    loss = LocallyAdaptiveLoss(kernel_size=kernel_size, engine="cuda")
+    found: dict[str, Callable[[int], object]] = {
+        "copy": lambda i: cupy.copyto(copies, x[i]),  # reads and writes N·C·H·W·4 bytes
+        "lalref cuda": lambda i: loss.value_and_grad(x[i], labels),
+    }
+    try:
+        import torch
+        from torch.nn.functional import cross_entropy
+    except ImportError:
+        return found
+    if not torch.cuda.is_available():
+        return found
+    from lalref.bench.contestants import _torch_shift
+    from lalref.bench.inputs import VOID
+
+    t = [torch.from_dlpack(each) for each in x]
+    y = torch.from_dlpack(labels).long()
+
+    def both(function: Callable[[Any, Any], Any]) -> Callable[[int], object]:
+        def call(i: int) -> object:
+            leaf = t[i].detach().requires_grad_()
+            value = function(leaf, y)
+            value.backward()
+            return value, leaf.grad
+
+        return call
+
+    found["torch cross_entropy"] = both(lambda x, y: cross_entropy(x, y, ignore_index=VOID))
+    shift = _torch_shift(kernel_size)
+    if kernel_size <= LARGEST_TORCH_WINDOW["torch shift and mask"]:
+        found["torch shift and mask"] = both(shift)
+    if kernel_size <= LARGEST_TORCH_WINDOW["torch shift and mask, compiled"]:
+        found["torch shift and mask, compiled"] = both(torch.compile(shift))
+    return found
+
+
+def measure(
+    shapes: Sequence[tuple[int, int, int, int]], windows: Sequence[int], rounds: int
+) -> list[dict[str, Any]]:
+    """Time every contestant on every shape and window; medians in milliseconds, and what they come to."""
+    results = []
+    for shape in shapes:
+        for kernel_size in windows:
+            medians = {
+                name: statistics.median(milliseconds(call, rounds))
+                for name, call in contestants(shape, kernel_size).items()
+            }
+            ours = medians["lalref cuda"]
+            of_torch = [
+                time for name, time in medians.items() if name.startswith("torch shift")
+            ]  # this loss, as torch does it
+            results.append(
+                {
+                    "shape": shape,
+                    "kernel_size": kernel_size,
+                    "milliseconds": medians,
+                    # a copy moves 2 · N·C·H·W · 4 bytes; the goals are stated in 3 of them
+                    "of moving three times the logits": ours / (1.5 * medians["copy"]),
+                    "of cross_entropy": ours / medians["torch cross_entropy"]
+                    if "torch cross_entropy" in medians
+                    else None,
+                    "faster than the best torch": min(of_torch) / ours if of_torch else None,
+                }
+            )
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write the report; 3 where there is no GPU."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lalref.bench.gpu", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--report", type=Path, default=REPORT, help="where to write (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one small batch; writes no report")
+    options = parser.parse_args(arguments)
+    if reason := no_device():
+        print(f"nothing is measured: {reason}", file=sys.stderr)
+        return 3
+    import cupy
+
+    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    report = {
+        "device": device["name"].decode(),
+        "compute capability": f"{device['major']}.{device['minor']}",
+        "driver": cupy.cuda.runtime.driverGetVersion(),
+        "runtime": cupy.cuda.runtime.runtimeGetVersion(),
+        "cupy": cupy.__version__,
+        "torch": getattr(sys.modules.get("torch"), "__version__", None),
+        "sources": sources(),
+        "accuracy in error units": accuracy(),
+        "times": measure(
+            QUICK if options.quick else SHAPES, WINDOWS[:2] if options.quick else WINDOWS, ROUNDS
+        ),
+    }
+    text = json.dumps(report, indent=1) + "\n"
+    print(text)
+    if not options.quick:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        options.report.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Check first, then time: every contestant must agree with the array engine before its time means anything.
+
+Times are taken in interleaved rounds, so that whatever else the machine does falls on all alike, and reported
+as medians and minima. How results are shown is not said here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lalref import LocallyAdaptiveLoss
+from lalref.bench import inputs
+from lalref.bench.contestants import CONTESTANTS, CROSS_ENTROPY, OURS, Call, Contestant
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is computed: shape (N, C, H, W), kind of labels, window, and the number of threads (None: as found)."""
+
+    shape: tuple[int, int, int, int]
+    kind: str
+    kernel_size: int
+    threads: int | None = None
+
+    def arrays(self) -> tuple[Array, Array]:
+        """Return logits (N, C, H, W) and labels (N, H, W)."""
+        N, C, H, W = self.shape
+        return inputs.logits(self.shape), inputs.labels(self.kind, (N, H, W), C)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How long one contestant took in one setting; seconds and bytes.
+
+    `ratio` is to torch's cross_entropy and `speedup` over the best torch formulation of this loss, both in the
+    same rounds and None where there was none; `of_copy` is the time over that of copying the logits once.
+    """
+
+    setting: Setting
+    contestant: str
+    median: float
+    minimum: float
+    rounds: int
+    peak_extra: int | None
+    of_copy: float
+    ratio: float | None = None
+    speedup: float | None = None
+
+
+def check(contestant: Contestant, kernel_size: int) -> float:
+    """Return how far a contestant is from the array engine in float64, relative to the largest gradient entry.
+
+    Raises
+    ------
+    ValueError
+        It is off by more than float32 explains.
+    """
+    x, y = Setting((2, 5, 37, 41), "blobs", kernel_size).arrays()
+    options: dict[str, Any] = {"kernel_size": kernel_size}
+    if contestant.name == CROSS_ENTROPY:
+        options = {"kernel_size": 1, "p": 1}
+    right, right_grad = LocallyAdaptiveLoss(**options, engine="array").value_and_grad(x.astype(np.float64), y)
+    value, grad = contestant.prepare(x, y, kernel_size)()
+    off = abs(float(value) - float(right)) / float(right)
+    if grad is not None:
+        off = max(off, float(np.abs(np.asarray(grad) - right_grad).max() / np.abs(right_grad).max()))
+    if not off < 1e-4:
+        raise ValueError(f"{contestant.name} at kernel_size={kernel_size} is off by {off:.1e}: it is not timed")
+    return off
+
+
+def measure(setting: Setting, names: Sequence[str], seconds: float, tell: Callable[[str], None]) -> list[Result]:
+    """Time the named contestants that are installed and can take the setting, in rounds of about `seconds` in all."""
+    x, y = setting.arrays()
+    chosen = [
+        c for c in CONTESTANTS if c.name in names and c.installed and setting.kernel_size <= c.largest_kernel
+    ]
+    with _threads(setting.threads):
+        calls: dict[str, Call] = {}
+        peaks: dict[str, int | None] = {}
+        for contestant in chosen:
+            tell(f"checking {contestant.name}, {setting.kernel_size} x {setting.kernel_size}")
+            check(contestant, setting.kernel_size)
+            calls[contestant.name] = call = contestant.prepare(x, y, setting.kernel_size)
+            call()  # compiles
+            peaks[contestant.name] = _peak_of(call)
+        other = np.empty_like(x)
+        calls["copy"] = lambda: (np.copyto(other, x), None)
+        times = _rounds(calls, seconds, tell)
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    peers = [
+        medians[name] for name in medians if name.startswith("torch") and name != CROSS_ENTROPY
+    ]
+    return [
+        Result(
+            setting, name, medians[name], min(times[name]), len(times[name]), peaks[name],
+            medians[name] / medians["copy"],
+            medians[name] / medians[CROSS_ENTROPY] if CROSS_ENTROPY in medians else None,
+            min(peers) / medians[name] if peers else None,
+        )
+        for name in calls if name != "copy"
+    ]  # fmt: skip
+
+
+def _rounds(calls: dict[str, Call], seconds: float, tell: Callable[[str], None]) -> dict[str, list[float]]:
+    """Time all calls in turn until the time is over; a slow one sits out rounds that it can't afford."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begin, share, turn = time.perf_counter(), seconds / len(calls), 0
+    while turn < 3 or (time.perf_counter() - begin < seconds and turn < 101):
+        turn += 1
+        for name, call in calls.items():
+            if times[name] and sum(times[name]) > share and len(times[name]) >= 3:
+                continue
+            tell(f"round {turn}: {name}")
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _peak_of(call: Call) -> int | None:
+    """How many bytes more than before the call this process held at most; None where the system can't say."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def read(field: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+    try:
+        reset.write_text("5")  # the high-water mark starts again from here
+        before = read("VmRSS:")
+        kept = call()
+        peak = read("VmHWM:")
+    except (OSError, StopIteration):
+        return None
+    del kept
+    return max(0, peak - before)
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Let numba and torch use `number` threads."""
+    if number is None:
+        yield
+        return
+    import numba
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(number)
+    try:
+        import torch
+    except ImportError:
+        torch_before = None
+    else:
+        torch_before = torch.get_num_threads()
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+        if torch_before is not None:
+            torch.set_num_threads(torch_before)
+
+
+def settings(quick: bool) -> list[tuple[Setting, tuple[str, ...]]]:
+    """What the benchmark runs: windows, kinds of labels, sizes, and threads; with whom."""
+    import numba
+
+    everyone = tuple(c.name for c in CONTESTANTS)
+    fast = (CROSS_ENTROPY, OURS)
+    small, large, city = (2, 21, 321, 321), (8, 21, 513, 513), (1, 19, 1024, 2048)
+    if quick:
+        return [(Setting(small, "blobs", k), everyone) for k in (3, 5)]
+    plan = [(Setting(small, "blobs", k), everyone) for k in (1, 3, 5, 7, 15, 31)]
+    plan += [(Setting(small, kind, k), fast) for kind in ("noise", "one class") for k in (3, 5, 7)]
+    plan += [(Setting(shape, "blobs", k), fast) for shape in (large, city) for k in (3, 5)]
+    most = numba.config.NUMBA_NUM_THREADS
+    plan += [(Setting(small, "blobs", 5, t), fast) for t in (1, 2, 4, 8, 16) if t <= most]
+    return plan
