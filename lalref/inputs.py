@@ -238,7 +238,7 @@ def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options) ->
 
 
 def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | None:
-    """`_checked_labels` a cacheful at a time, for it took longer than the loss; None if something is wrong."""
+    """`_checked_labels` by the cacheful, for it took longer than the loss; None if anything is wrong."""
     y = np.empty(labels.shape, np.int32)
     rows = max(1, (1 << 16) * len(labels) // labels.size)
     axis = 1 if labels.ndim > 1 and rows == 1 else 0  # a batch of one image is cut along its rows
