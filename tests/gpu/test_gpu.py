@@ -1,0 +1,86 @@
+"""The cuda engine on a real GPU; skipped with its reason where there is none."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lalref
+from lalref.bench.gpu import no_device
+from lalref.engines.kernels import MOST_AXES
+from lalref.oracle import golden
+from lalref.oracle.cases import CASES
+from lalref.oracle.inputs import blobs, eighths
+from lalref.oracle.units import error_unit
+from lalref.oracle.verify import in_units
+
+REASON = no_device()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=REASON)]
+
+
+@pytest.fixture
+def cupy():
+    return pytest.importorskip("cupy")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.labels.ndim - 1 <= MOST_AXES], ids=lambda case: case.name
+)
+def test_the_table_of_cases_within_two_error_units(cupy, case, dtype):
+    right = golden.load()[case.name]
+    unit = error_unit(case, dtype, right.value[0], right.grad[0])
+    x = cupy.asarray(case.given_logits.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype))
+    arguments = {k: cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in case.arguments.items()}
+    value, grad = lalref.lal_value_and_grad(x, cupy.asarray(case.labels), **arguments)
+    assert isinstance(value, cupy.ndarray)
+    assert in_units(value.get(), right.value, unit.value).max(initial=0) <= 2
+    assert in_units(grad.get(), right.grad, unit.grad).max(initial=0) <= 2
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("kernel_size", [3, 5, 15])
+def test_the_same_bits_on_every_run(cupy, space, kernel_size):
+    x, y = (
+        cupy.asarray(eighths((4, 21, 97, 131), 1).astype(np.float32)),
+        cupy.asarray(blobs((4, 97, 131), 21)),
+    )
+    first = lalref.lal_value_and_grad(x, y, space=space, kernel_size=kernel_size)
+    for _ in range(5):
+        again = lalref.lal_value_and_grad(x, y, space=space, kernel_size=kernel_size)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
+
+
+def test_auto_is_this_engine_for_cupy_arrays(cupy):
+    x, y = cupy.zeros((1, 2, 3, 3)), cupy.zeros((1, 3, 3), dtype=cupy.int64)
+    auto, cuda = (lalref.lal_value_and_grad(x, y, engine=name)[1] for name in ("auto", "cuda"))
+    assert auto.tobytes() == cuda.tobytes()
+
+
+def test_it_works_in_the_current_stream_and_waits_for_nothing_without_checks(cupy):
+    x, y = cupy.asarray(eighths((1, 3, 64, 64), 2)), cupy.asarray(blobs((1, 64, 64), 3))
+    right = lalref.lal_loss(x, y)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        value = lalref.lal_loss(x, y, check=False)
+        assert isinstance(value, cupy.ndarray)
+        assert value.shape == ()
+        stream.synchronize()
+    assert value.get() == right.get()
+
+
+def test_torch_tensors_by_dlpack_without_a_copy_in_torch_s_stream(cupy):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch was built without CUDA")
+    x = torch.as_tensor(eighths((1, 3, 32, 48), 3), device="cuda")
+    y = torch.as_tensor(blobs((1, 32, 48), 3), device="cuda")
+    right = lalref.lal_value_and_grad(x.cpu().numpy(), y.cpu().numpy())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
+        shared = cupy.from_dlpack(x.detach())
+        assert shared.data.ptr == x.data_ptr()
+        value, grad = lalref.lal_value_and_grad(shared, cupy.from_dlpack(y))
+        grad = torch.from_dlpack(grad)
+    stream.synchronize()
+    np.testing.assert_allclose(value.get(), right[0], rtol=1e-12)
+    np.testing.assert_allclose(grad.cpu().numpy(), right[1], rtol=1e-10, atol=1e-14)
