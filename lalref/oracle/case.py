@@ -117,15 +117,18 @@ class Case:
             radii, _ = loss.radii(axes), loss.strides(axes)
         except (ValueError, TypeError):
             return None
+        if new_axis == 0 or not -self.logits.ndim < new_axis < self.logits.ndim:
+            return None
         weights = options["class_weight"]
         if weights is not None and len(weights) != self.logits.shape[axis]:
             return None
         if options["ignore_index"] != own["ignore_index"]:
             void = np.isin(labels, () if own["ignore_index"] is None else own["ignore_index"])
             new = options["ignore_index"]
-            if not isinstance(new, int) and void.any():
+            if isinstance(new, int):
+                labels = np.where(void, labels.dtype.type(new), labels)
+            elif void.any():
                 return None
-            labels = np.where(void, labels.dtype.type(new or 0), labels)
         kept = {k: v for k, v in options.items() if v != OPTIONS[k]}
         return dataclasses.replace(
             self,

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -141,7 +142,7 @@ def _arguments_taken(function: Callable[..., Any], name: str) -> frozenset[str]:
     if not callable(function):
         raise UsageError(f"{expected}, got {type(function).__name__}: {function!r}")
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = list(inspect.signature(_own_call(function)).parameters.values())
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} has no signature to read options from ({error}): wrap it in one") from error
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -165,6 +166,12 @@ def _arguments_taken(function: Callable[..., Any], name: str) -> frozenset[str]:
     return frozenset(p.name for p in rest if p.name in ARGUMENTS and p.kind is not p.POSITIONAL_ONLY)
 
 
+def _own_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a torch module is called through: __call__ itself is (*args, **kwargs) and tells no options."""
+    torch = sys.modules.get("torch")
+    return function.forward if torch is not None and isinstance(function, torch.nn.Module) else function
+
+
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return np.array_equal(a, b)
@@ -179,9 +186,14 @@ def _came(thing: Any) -> str:
 
 def _float64(array: Any, what: str) -> FloatArray:
     try:
-        return np.asarray(array).astype(np.float64)
+        numbers = np.asarray(array)
+        if numbers.dtype.kind in "cSU":  # astype would drop imaginary parts, and read words as numbers
+            raise TypeError(f"dtype {numbers.dtype}")
+        return numbers.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"returned {_came(array)} as the {what}; expected an array of numbers") from error
+        raise UsageError(
+            f"returned {_came(array)} as the {what} ({error}); expected an array of real numbers"
+        ) from error
 
 
 def _ask_numpy(call: _Call, dtype: str) -> Answer:

@@ -156,6 +156,20 @@ def test_arrays_arrive_in_their_dtype_and_upstream_is_applied(framework, dtype):
     np.testing.assert_array_equal(doubled.grad, -0.5 * 2 * BY_NAME["upstream-negative"].logits)
 
 
+def test_the_options_of_a_torch_module_are_those_of_its_forward():
+    loss = port("torch").loss
+    import torch
+
+    class Module(torch.nn.Module):
+        def forward(self, logits, labels, *, p=5.0):
+            return loss(logits, labels, p=p)
+
+    report = oracle.verify(Module(), framework="torch", quick=True, dtype="float32")
+    assert report.verdict == "right", str(report)
+    assert "p" not in report.skipped
+    assert "sigma" in report.skipped
+
+
 def test_a_torch_subject_that_writes_to_its_input_is_wrong():
     loss = port("torch").loss
 
