@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lalref import minkowski
-from lalref.arrays import Array, as_scalar, quiet, wide_dtype, working_dtype
+from lalref.arrays import Array, as_scalar, dtype_name, quiet, wide_dtype, working_dtype
 from lalref.engines import choose
 from lalref.inputs import Problem, prepare
 from lalref.minkowski import Parts
@@ -159,8 +159,15 @@ class LocallyAdaptiveLoss(Options):
         self, total: Parts | None, logits: Array, labels: Array, pixel_weight: Array | None
     ) -> Problem:
         problem = prepare(logits, labels, pixel_weight, self)
-        if total is not None and (self.reduction == "none" or total.options != self):
+        if total is None:
+            return problem
+        if not isinstance(total, Parts):
+            raise TypeError(f"total= takes the Parts that combine() returns; got {type(total).__name__}")
+        if self.reduction == "none" or total.options != self:
             raise ValueError(f"total= takes the combined parts of this loss, {self}; got {total.options}")
+        dtype = "float64" if dtype_name(problem.logits.dtype) == "float64" else "float32"
+        if total.dtype != dtype:
+            raise ValueError(f"total= is of parts in {total.dtype}, these logits are worked out in {dtype}")
         return problem
 
     def _forward(self, problem: Problem, total: Parts | None) -> tuple[Array, Cache]:

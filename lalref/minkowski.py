@@ -88,8 +88,10 @@ def combine(*parts: Parts) -> Parts:
 
     Raises
     ------
+    TypeError
+        An argument is no Parts.
     ValueError
-        No part was given, or they belong to different losses.
+        No part was given, or they belong to different losses or dtypes.
 
     Examples
     --------
@@ -99,6 +101,10 @@ def combine(*parts: Parts) -> Parts:
         raise ValueError("combine() needs at least one Parts, got none")
     first = parts[0]
     for i, part in enumerate(parts):
+        if not isinstance(part, Parts):
+            raise TypeError(
+                f"combine() takes Parts, each an argument; argument {i} is of type {type(part).__name__}"
+            )
         if (part.options, part.dtype) != (first.options, first.dtype):
             raise ValueError(
                 f"combine() needs parts of one loss; part 0 is of {first.options} in {first.dtype}, "

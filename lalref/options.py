@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, TypedDict
 
 ENGINES = ("auto", "definition", "array", "numba", "cuda")
@@ -168,15 +168,16 @@ def _indices(value: Any) -> int | tuple[int, ...] | None:
         found = [_int(v) for v in value]
     except TypeError:
         found = [None]
-    if None in found or isinstance(value, str):
+    if None in found or isinstance(value, str | Mapping):
         _refuse("ignore_index", value, "an int, a sequence of ints, or None")
     return tuple(v for v in found if v is not None)
 
 
 def _class_weights(value: Any) -> tuple[float, ...]:
     allowed = "a sequence of one finite number >= 0 for each class"
+    unordered = isinstance(value, str | Mapping | Set)  # Keras takes {class: weight}: its keys are no weights
     try:
-        weights = (math.nan,) if isinstance(value, str) else tuple(float(v) for v in value)
+        weights = (math.nan,) if unordered else tuple(float(v) for v in value)
     except (TypeError, ValueError):
         weights = (math.nan,)
     if not all(0 <= w < math.inf for w in weights):

@@ -155,6 +155,12 @@ def test_what_does_not_belong_together_is_refused():
         combine(part, loss.parts(IMAGES.astype(np.float32), LABELS))
     with pytest.raises(ValueError, match=r"total=.*p=2\.0.*got .*p=5\.0"):
         other.value_and_grad(IMAGES, LABELS, total=part)
+    with pytest.raises(ValueError, match=r"total=.*float64.*float32"):
+        loss.value_and_grad(IMAGES.astype(np.float32), LABELS, total=part)
+    with pytest.raises(TypeError, match=r"total=.*float"):
+        loss.value_and_grad(IMAGES, LABELS, total=part.value.item())
+    with pytest.raises(TypeError, match=r"each an argument; argument 0 is of type list"):
+        combine([part, part])
     with pytest.raises(ValueError, match="no parts to combine"):
         LocallyAdaptiveLoss(reduction="none").parts(IMAGES, LABELS)
     with pytest.raises(ValueError, match="total="):

@@ -1,5 +1,7 @@
 """Promises of the package around the loss: light to import, installable from a wheel, its README true."""
 
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -42,6 +44,28 @@ def test_importing_imports_nothing_heavy(module, unwanted):
     loaded = run(sys.executable, "-c", f"import sys, {module}; print(*sys.modules)", cwd=ROOT).split()
     assert module in loaded
     assert not set(unwanted) & set(loaded)
+
+
+def test_modules_that_readme_names_are_there_without_an_import_of_their_own():
+    program = "import lalref; print(lalref.oracle.verify, lalref.truth, lalref.definition)"
+    said = run(sys.executable, "-c", program, cwd=ROOT)
+    assert said.startswith("<function verify")
+    with pytest.raises(AttributeError, match="no attribute 'oracles'"):
+        lalref.oracles  # noqa: B018
+
+
+DOCUMENTED = sorted(
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in (ROOT / "lalref").rglob("*.py")
+    if ">>> " in file.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_examples_in_docstrings_print_what_they_say(module):
+    failed, tried = doctest.testmod(importlib.import_module(module))
+    assert tried
+    assert not failed
 
 
 def test_version_is_said_once():

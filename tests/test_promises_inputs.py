@@ -152,6 +152,8 @@ def test_an_engine_that_cannot_serve_the_call_says_so():
     for call in (lal_value_and_grad, CALLS["jvp"], CALLS["hvp"], CALLS["inspect"]):
         with refused(ValueError, 'engine="definition"', "loss alone", 'engine="array"'):
             call(X, Y, engine="definition")
+    with refused(ValueError, 'engine="definition"', "no parts"):
+        CALLS["parts"](X, Y, engine="definition")
     with refused(ValueError, 'engine="cuda"'):  # no GPU here, or no CuPy array
         lal_loss(X, Y, engine="cuda")
 

@@ -49,7 +49,8 @@ def choose(problem: Problem, call: Call) -> ModuleType:
         from lalref.engines import kernels
 
         return kernels
-    raise ValueError(f'engine="definition" works out the loss alone, no {call}: use engine="array"')
+    what = "parts" if call == "loss" else call  # the loss itself is not asked for here
+    raise ValueError(f'engine="definition" works out the loss alone, no {what}: use engine="array"')
 
 
 def _not_for_loops(problem: Problem, call: Call) -> str:
