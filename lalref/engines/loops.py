@@ -186,10 +186,15 @@ class Problem:
         log_pooled = np.zeros(self.map_shape)
         u, o, to, pooled = _flat(log_u), _flat(off), ell.reshape(-1), log_pooled.reshape(-1)
         call = (self.radii, self.weight, self.log_weight, self.by_count, to, pooled)
-        run(lambda task: maps.pool_probability(task, self.image, self.y, self.valid, u, o, *call), self._bands())
+        run(
+            lambda task: maps.pool_probability(task, self.image, self.y, self.valid, u, o, *call),
+            self._bands(),
+        )
         return ell, log_u, log_pooled
 
-    def send_back(self, g: Array, ell: Array, log_u: Array | None, log_pooled: Array | None, z_bar: Array) -> Array:
+    def send_back(
+        self, g: Array, ell: Array, log_u: Array | None, log_pooled: Array | None, z_bar: Array
+    ) -> Array:
         """The gradient (N, C, *S) from what `losses` gave; z_bar becomes it."""
         valid, g = self._received(g, ell, log_u, log_pooled)
         grad = z_bar.reshape(-1)
@@ -209,8 +214,13 @@ class Problem:
         def work(task: Task) -> None:
             lo, x, part = self._cut(task, 2 * reach, image)
             z_bar, x_bar = np.empty((2, 1, *part[:4]), self.working)
-            y, v, g_part = (self._rows(a, i, task.n, lo, part) for a, i in ((self.y, None), (valid, image), (g, image)))
-            ell, off = np.zeros(v.size, self.working), np.zeros(v.size if image is self.pixels else 0, self.working)
+            y, v, g_part = (
+                self._rows(a, i, task.n, lo, part) for a, i in ((self.y, None), (valid, image), (g, image))
+            )
+            ell, off = (
+                np.zeros(v.size, self.working),
+                np.zeros(v.size if image is self.pixels else 0, self.working),
+            )
             there = Task(0, max(0, task.a0 - reach) - lo, min(A, task.a1 + reach) - lo, 0, W, 0, C)
             here = Task(0, task.a0 - lo, task.a1 - lo, 0, W, 0, C)
             local = self.geometry.of(part)
@@ -241,13 +251,23 @@ class Problem:
 
         run(work, self._bands())
 
-    def _received(self, g: Array, ell: Array, log_u: Array | None, log_pooled: Array | None) -> tuple[Array, Array]:
+    def _received(
+        self, g: Array, ell: Array, log_u: Array | None, log_pooled: Array | None
+    ) -> tuple[Array, Array]:
         """Which pixels the gradient comes through, and with what factor: the windows and g, or in probability space R (14)."""
         if log_u is None or log_pooled is None:
             return self.valid, _flat(g)
         R = np.zeros(log_u.shape, self.working)
         to, u = R.reshape(-1), _flat(log_u)
-        call = (_flat(ell), _flat(log_pooled), _flat(g.astype(np.float64)), u, self.radii, self.weight, self.log_weight)
+        call = (
+            _flat(ell),
+            _flat(log_pooled),
+            _flat(g.astype(np.float64)),
+            u,
+            self.radii,
+            self.weight,
+            self.log_weight,
+        )
         run(lambda task: maps.receive(task, self.image, self.y, self.valid, *call, to), self._bands())
         return _flat(R != 0), _flat(R)
 
@@ -270,7 +290,11 @@ class Problem:
         rows = max(24, 4 * self.radii[0])
         if self.x.size == 0:
             return []
-        return [Task(n, a, min(a + rows, A), 0, W, 0, self.image.C) for n in range(self.N) for a in range(0, A, rows)]
+        return [
+            Task(n, a, min(a + rows, A), 0, W, 0, self.image.C)
+            for n in range(self.N)
+            for a in range(0, A, rows)
+        ]
 
     def _tiles(self) -> list[Task]:
         W, ring, bands = self.image.W, self.geometry.ring(1), self._bands()
@@ -302,7 +326,9 @@ class Geometry:
         self.unit = 2.0 ** max(0, least - low)
         scaled = (weight[: far + 1] * self.unit).astype(self.dtype)
         self.window = _window([min(r, far) for r in radii], scaled)
-        self.counted = _window(radii, np.full(len(weight), self.unit, self.dtype)) if by_count else self.window
+        self.counted = (
+            _window(radii, np.full(len(weight), self.unit, self.dtype)) if by_count else self.window
+        )
         self.reach = self.counted.reach
         self.most_classes = 2 if self.window.reach <= 3 else 4
 
@@ -319,7 +345,15 @@ class Geometry:
         return Ring(planes, self.image.B, pad + _up(width) + _up(self.reach + 2 * LANES), pad)
 
     def forward(
-        self, tasks: Sequence[Task], x: Array, y: Array, valid: Array, alpha: float, ell: Array, off: Array, z_bar: Array | None
+        self,
+        tasks: Sequence[Task],
+        x: Array,
+        y: Array,
+        valid: Array,
+        alpha: float,
+        ell: Array,
+        off: Array,
+        z_bar: Array | None,
     ) -> None:
         """`kernels.forward` of every task; maps are flat, x and z_bar (N, C, A, B, W)."""
         steps = Steps(*(step // x.itemsize for step in x.strides))
@@ -331,12 +365,27 @@ class Geometry:
         def work(task: Task) -> None:
             ring = self.ring(task.w1 - task.w0)
             kernels.forward(
-                task, self.image, start, steps, y, valid, *window, ring, alpha, self.most_classes, ell, off, out, with_gradient
+                task,
+                self.image,
+                start,
+                steps,
+                y,
+                valid,
+                *window,
+                ring,
+                alpha,
+                self.most_classes,
+                ell,
+                off,
+                out,
+                with_gradient,
             )
 
         run(work, tasks)
 
-    def backward(self, tasks: Sequence[Task], y: Array, valid: Array, g: Array, z_bar: Array, x_bar: Array) -> None:
+    def backward(
+        self, tasks: Sequence[Task], y: Array, valid: Array, g: Array, z_bar: Array, x_bar: Array
+    ) -> None:
         """`kernels.backward` of every task, with g lifted out of the reach of subnormal products; all arrays flat."""
         largest = max(float(np.max(g, initial=0)), -float(np.min(g, initial=0)))
         if not math.isfinite(largest):
@@ -348,7 +397,9 @@ class Geometry:
         ring = self.ring(self.image.W)
 
         def work(task: Task) -> None:
-            kernels.backward(task, self.image, y, valid, g, up, down, self.window, ring, self.most_classes, z_bar, x_bar)
+            kernels.backward(
+                task, self.image, y, valid, g, up, down, self.window, ring, self.most_classes, z_bar, x_bar
+            )
 
         run(work, tasks)
 

@@ -70,7 +70,7 @@ class Task(NamedTuple):
     c1: int
 
 
-@njit
+@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def _new_plan(ring, blocks, most_classes):
     entries = blocks * (most_classes + 1)
     return Plan(
@@ -84,7 +84,7 @@ def _new_plan(ring, blocks, most_classes):
     )
 
 
-@njit
+@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def _new_scratch(x, ring, window):
     """Room for every U_t of a whole row and the sums of a column's shells, see `loops_pool`."""
     return np.empty((window.reach + 1) * ring.width + 4 * len(window.shell) * LANES, x.dtype)
@@ -100,7 +100,9 @@ def _copy_readable(x, start, step, count, labels, to, out, out_to):
             store(out, out_to + j, select(load(labels, to + j) > nobody, value, fill(out, 0)))
     else:
         for j in range(count):
-            out[out_to + j] = peek(x, start + j * step) if labels[to + j] >= 0 else 0  # indices may be negative
+            out[out_to + j] = (
+                peek(x, start + j * step) if labels[to + j] >= 0 else 0
+            )  # indices may be negative
 
 
 @inner
@@ -117,7 +119,11 @@ def _windows_of_row(y, valid, image, n, a, b, w0, w1, centres, to):
     at = ((n * image.A + a) * image.B + b) * image.W + w0
     at_valid = ((n * rows_a + a // image.stride_a) * rows_b + b // image.stride_b) * columns
     if image.stride_w == 1:
-        row, mask, out = y[at : at + w1 - w0], valid[at_valid + w0 : at_valid + w1], centres[to : to + w1 - w0]
+        row, mask, out = (
+            y[at : at + w1 - w0],
+            valid[at_valid + w0 : at_valid + w1],
+            centres[to : to + w1 - w0],
+        )
         for j in range(w1 - w0):
             label = np.int32(row[j] if mask[j] else -1)
             out[j] = label
@@ -163,7 +169,9 @@ def _take(source, at, stride, count, factor, row):
 
 
 @inner
-def _cross_entropy_row(z, width, C, alpha, unit, centres, ell, off, z_bar, z_bar_at, z_bar_step, count, with_gradient):
+def _cross_entropy_row(
+    z, width, C, alpha, unit, centres, ell, off, z_bar, z_bar_at, z_bar_step, count, with_gradient
+):
     """Equations (5), (12) and (17) for a row: z (C + 1, width), the last row D; ell, off (width,)."""
     share = alpha / C
     for j in range(0, width, LANES):
@@ -219,9 +227,25 @@ def _cross_entropy_row(z, width, C, alpha, unit, centres, ell, off, z_bar, z_bar
                     store_first(z_bar, z_bar_at + c * z_bar_step + j, count - j, e)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
 def forward(
-    task, image, x, steps, y, valid, window, counted, apart, unit, ring, alpha, most_classes, ell, off, z_bar, with_gradient
+    task,
+    image,
+    x,
+    steps,
+    y,
+    valid,
+    window,
+    counted,
+    apart,
+    unit,
+    ring,
+    alpha,
+    most_classes,
+    ell,
+    off,
+    z_bar,
+    with_gradient,
 ):
     """Equations (4), (5), (7), (17): ell of the windows of a task and, if asked for, z_bar / D with g = 1.
 
@@ -253,13 +277,19 @@ def forward(
     for ahead in range(max(0, task.a0 - radius), min(image.A, task.a1 + radius)):
         for b in range(image.B):  # a row of pixels comes in
             to = ((ahead % ring.planes) * ring.rows + b) * ring.width + at_w
-            _load_labels(y, ((task.n * image.A + ahead) * image.B + b) * image.W + from_w, to_w - from_w, labels, to)
+            _load_labels(
+                y, ((task.n * image.A + ahead) * image.B + b) * image.W + from_w, to_w - from_w, labels, to
+            )
             start = task.n * steps.n + ahead * steps.a + b * steps.b + from_w * steps.w
             for c in range(C):
-                _copy_readable(x, start + c * steps.c, steps.w, to_w - from_w, labels, to, logits, c * size + to)
+                _copy_readable(
+                    x, start + c * steps.c, steps.w, to_w - from_w, labels, to, logits, c * size + to
+                )
             for j in range(to_w - from_w):
                 logits[C * size + to + j] = 1 if labels[to + j] >= 0 else 0
-        for a in range(ahead - radius, ahead - radius + 1 if ahead + 1 < min(image.A, task.a1 + radius) else task.a1):
+        for a in range(
+            ahead - radius, ahead - radius + 1 if ahead + 1 < min(image.A, task.a1 + radius) else task.a1
+        ):
             if a < task.a0:
                 continue
             for b in range(image.B):  # and the windows go out whose last row it was
@@ -267,7 +297,19 @@ def forward(
                     continue
                 find_rows(window, ring, a, b, image.A, rows)
                 pool_row(
-                    logits, C + 1, ring, labels, window, rows, centres, blocks, most_classes, plan, scratch, z, width
+                    logits,
+                    C + 1,
+                    ring,
+                    labels,
+                    window,
+                    rows,
+                    centres,
+                    blocks,
+                    most_classes,
+                    plan,
+                    scratch,
+                    z,
+                    width,
                 )
                 if apart:
                     find_rows(counted, ring, a, b, image.A, counted_rows)
@@ -277,14 +319,16 @@ def forward(
                     )  # fmt: skip
                 plane = image.A * image.B * image.W
                 at = task.n * C * plane + (a * image.B + b) * image.W + task.w0
-                _cross_entropy_row(z, width, C, alpha, unit, centres, ell_row, off_row, z_bar, at, plane, T, with_gradient)
+                _cross_entropy_row(
+                    z, width, C, alpha, unit, centres, ell_row, off_row, z_bar, at, plane, T, with_gradient
+                )
                 row = ((task.n * grid_a + a // image.stride_a) * grid_b + b // image.stride_b) * grid_w
                 _put(ell_row, centres, image.stride_w, task.w0, T, ell, row)
                 if len(off) > 0:
                     _put(off_row, centres, image.stride_w, task.w0, T, off, row)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
 def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_bar, x_bar):
     """Equation (13): x_bar = A(g z_bar / D) for the channels and rows of a task; in place if x_bar is z_bar.
 
@@ -325,19 +369,35 @@ def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_b
             else:
                 for c in range(channels):
                     sent[c * size + to : c * size + to + W] = 0
-        for a in range(ahead - radius, ahead - radius + 1 if ahead + 1 < min(image.A, task.a1 + radius) else task.a1):
+        for a in range(
+            ahead - radius, ahead - radius + 1 if ahead + 1 < min(image.A, task.a1 + radius) else task.a1
+        ):
             if a < task.a0:
                 continue
             for b in range(image.B):
                 _load_labels(y, ((task.n * image.A + a) * image.B + b) * W, W, centres, 0)
                 find_rows(window, ring, a, b, image.A, rows)
                 pool_row(
-                    sent, channels, ring, labels, window, rows, centres, blocks, most_classes, plan, scratch, z, width
+                    sent,
+                    channels,
+                    ring,
+                    labels,
+                    window,
+                    rows,
+                    centres,
+                    blocks,
+                    most_classes,
+                    plan,
+                    scratch,
+                    z,
+                    width,
                 )
                 for c in range(channels):
                     at = first + c * plane + (a * image.B + b) * W
                     for j in range(0, W, LANES):
-                        value = select(load(centres, j) > nobody, load(z, c * width + j) * fill(z, down), fill(z, 0))
+                        value = select(
+                            load(centres, j) > nobody, load(z, c * width + j) * fill(z, down), fill(z, 0)
+                        )
                         if j + LANES <= W:
                             store(x_bar, at + j, value)
                         else:

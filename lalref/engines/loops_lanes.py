@@ -21,8 +21,9 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 
 LANES = 16
 
-# For functions that a kernel calls: they allocate nothing, so arrays needn't be counted on the way in and out.
-inner = njit(error_model="numpy", _nrt=False)
+# For functions that only a kernel calls: Python needn't be able to, which saves half the time to compile, and they
+# allocate nothing, so arrays needn't be counted on the way in and out.
+inner = njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 class Lanes(types.Type):

@@ -23,7 +23,7 @@ def _grid(length, stride):
     return (length + stride - 1) // stride
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
 def pool_probability(task, image, y, valid, log_u, off, radii, weight, log_weight, by_count, ell, log_pooled):
     """Equations (6) and (18) for the windows of a task's rows: ell, and log of the sum over the group of w u.
 
@@ -76,7 +76,7 @@ def pool_probability(task, image, y, valid, log_u, off, radii, weight, log_weigh
                 ell[p] = math.log(D) - log_pooled[p]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
 def receive(task, image, y, valid, ell, log_pooled, g, log_u, radii, weight, log_weight, R):
     """Equation (14) for the pixels of a task's rows: R_q = sum over p of g_p rho_pq, rho_pq = w u_q[y] / sum of w u.
 
@@ -128,19 +128,25 @@ def _power(r, n):
     return result
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
 def largest_of(ell, start, stop):
-    """The largest of ell[start:stop], NaN if one is NaN."""
-    top = 0.0
-    for i in range(start, stop):
-        if not ell[i] <= top:
-            top = ell[i]
-            if top != top:
-                return np.float64(math.nan)
-    return np.float64(top)
+    """The largest of ell[start:stop], all >= 0; NaN if one is NaN."""
+    top = fill(ell, 0)
+    good = top == top
+    i = start
+    while i + LANES <= stop:
+        value = load(ell, i)
+        top = select(value > top, value, top)
+        good = good & (value == value)
+        i += LANES
+    lanes = np.zeros(2 * LANES)
+    store(lanes, 0, widen(select(good, top, fill(ell, math.nan))))
+    for j in range(i, stop):
+        lanes[LANES + j - i] = ell[j]
+    return lanes.max()
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
 def power_sum(ell, omega, scale, n, start, stop):
     """Sum of omega (scale ell)**n over start <= i < stop, in float64; omega is empty where it is 1."""
     total = fill(omega, 0)
@@ -162,7 +168,7 @@ def power_sum(ell, omega, scale, n, start, stop):
     return lanes.sum()
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
 def write_shares(ell, omega, scale, n, factor, start, stop, g):
     """g = factor omega (scale ell)**n over start <= i < stop, rounded to the type of g, which may be ell."""
     i = start

@@ -200,15 +200,17 @@ def plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan):
 
 
 def _small_columns(cell, radius):
-    """Make the function that works out all U_t of a segment for 3 x 3 (radius 1) or 5 x 5 windows (2) of images."""
+    """Make the function that works out all U_t of a segment for 3 x 3, 5 x 5 or 7 x 7 windows of images."""
 
     @inner
     def columns(x, at, labels, rows, column, end, kind, window, scratch, step):
         weight = window.weight
         w0, w1 = fill(x, weight[0]), fill(x, weight[1])
-        w2 = fill(x, weight[2]) if radius == 2 else w0
+        w2 = fill(x, weight[2]) if radius > 1 else w0
+        w3 = fill(x, weight[3]) if radius > 2 else w0
         r0, r1, r2 = rows[0], rows[1], rows[2]
-        r3, r4 = (rows[3], rows[4]) if radius == 2 else (r1, r2)
+        r3, r4 = (rows[3], rows[4]) if radius > 1 else (r1, r2)
+        r5, r6 = (rows[5], rows[6]) if radius > 2 else (r1, r2)
         for j in range(column, end, LANES):
             to = j - column
             S = cell(x, at + r0 + j, labels, r0 + j, kind)
@@ -216,13 +218,24 @@ def _small_columns(cell, radius):
             if radius == 1:
                 store(scratch, to, fma(w0, S, w1 * P))
                 store(scratch, step + to, w1 * (S + P))
-            else:
+            elif radius == 2:
                 P2 = cell(x, at + r3 + j, labels, r3 + j, kind) + cell(x, at + r4 + j, labels, r4 + j, kind)
                 O = w2 * P2
                 store(scratch, to, fma(w0, S, fma(w1, P, O)))
                 S = S + P
                 store(scratch, step + to, fma(w1, S, O))
                 store(scratch, 2 * step + to, w2 * (S + P2))
+            else:
+                P2 = cell(x, at + r3 + j, labels, r3 + j, kind) + cell(x, at + r4 + j, labels, r4 + j, kind)
+                P3 = cell(x, at + r5 + j, labels, r5 + j, kind) + cell(x, at + r6 + j, labels, r6 + j, kind)
+                O2 = w3 * P3
+                O = fma(w2, P2, O2)
+                store(scratch, to, fma(w0, S, fma(w1, P, O)))
+                S = S + P
+                store(scratch, step + to, fma(w1, S, O))
+                S = S + P2
+                store(scratch, 2 * step + to, fma(w2, S, O2))
+                store(scratch, 3 * step + to, w3 * (S + P3))
 
     return columns
 
@@ -234,7 +247,9 @@ def _all_columns(cell):
     def columns(x, at, labels, rows, column, end, kind, window, scratch, step):
         weight, shell, reach = window.weight, window.shell, window.reach
         shells = len(shell) - 2
-        sums = (reach + 1) * step  # where scratch keeps, two vectors each, a shell's sum and the sum outside of it
+        sums = (
+            reach + 1
+        ) * step  # where scratch keeps, two vectors each, a shell's sum and the sum outside of it
         for j in range(column, end, 2 * LANES):
             to = j - column
             O = fill(x, 0)
@@ -305,9 +320,11 @@ def _pooling_by_class(columns, mixed, radius):
 
 _pure_1 = _pooling_by_class(_small_columns(load_any, 1), False, 1)
 _pure_2 = _pooling_by_class(_small_columns(load_any, 2), False, 2)
+_pure_3 = _pooling_by_class(_small_columns(load_any, 3), False, 3)
 _pure = _pooling_by_class(_all_columns(load_any), False, 0)
 _mixed_1 = _pooling_by_class(_small_columns(load_of, 1), True, 1)
 _mixed_2 = _pooling_by_class(_small_columns(load_of, 2), True, 2)
+_mixed_3 = _pooling_by_class(_small_columns(load_of, 3), True, 3)
 _mixed = _pooling_by_class(_all_columns(load_of), True, 0)
 
 
@@ -321,7 +338,9 @@ def _pool_block_by_cell(x, channels, ring, labels, window, rows, block, centres,
     zero = fill(x, 0)
     for c in range(0, channels, 4):
         at = c * size
-        one = size if c + 1 < channels else 0  # the last four may be fewer: then the first is worked out again
+        one = (
+            size if c + 1 < channels else 0
+        )  # the last four may be fewer: then the first is worked out again
         two = 2 * size if c + 2 < channels else 0
         three = 3 * size if c + 3 < channels else 0
         z0 = z1 = z2 = z3 = zero
@@ -346,7 +365,9 @@ def _pool_block_by_cell(x, channels, ring, labels, window, rows, block, centres,
 
 
 @inner
-def pool_row(x, channels, ring, labels, window, rows, centres, blocks, most_classes, plan, scratch, out, out_width):
+def pool_row(
+    x, channels, ring, labels, window, rows, centres, blocks, most_classes, plan, scratch, out, out_width
+):
     """Pool every channel of a row for its windows; out[c * out_width + j] is right where centres[j] is a class."""
     segments, by_cell = plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan)
     small = window.reach if window.reach == len(window.shell) - 2 and len(rows) == 2 * window.reach + 1 else 0
@@ -356,12 +377,16 @@ def pool_row(x, channels, ring, labels, window, rows, centres, blocks, most_clas
                 _mixed_1(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
             elif small == 2:
                 _mixed_2(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+            elif small == 3:
+                _mixed_3(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
             else:
                 _mixed(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
         elif small == 1:
             _pure_1(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
         elif small == 2:
             _pure_2(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif small == 3:
+            _pure_3(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
         else:
             _pure(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
     for i in range(by_cell):

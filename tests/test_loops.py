@@ -1,0 +1,301 @@
+"""The numba engine's own promises: blocks, paths, threads, forks, memory, compilation. What it computes, every test of the
+front door asks of it by name; here it is held to the array engine where only its own choices could go wrong."""
+
+import math
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+import threading
+import tracemalloc
+
+import ml_dtypes
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import same_bits
+
+from lalref import LocallyAdaptiveLoss, lal_loss, lal_value_and_grad
+from lalref.bench.inputs import labels, logits
+from lalref.engines import array, loops, loops_math, loops_threads
+from lalref.engines.loops_lanes import LANES, load, store
+
+EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads, and set it back."""
+    before = numba.get_num_threads()
+    yield numba.set_num_threads
+    numba.set_num_threads(before)
+
+
+def blobs(N=2, C=5, H=37, W=83):
+    return logits((N, C, H, W)), labels("blobs", (N, H, W), C)
+
+
+def close(found, right, eps, many=40):
+    """Within `many` roundings of the largest number that the reference holds."""
+    scale = np.abs(right).max()
+    np.testing.assert_allclose(found, right, rtol=0, atol=many * eps * scale)
+
+
+# ---- every way through the loops ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, 9, 15, 31, (1, 5), (7, 3), (3, 31)], ids=str)
+@pytest.mark.parametrize("kind", ["blobs", "noise", "one class"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_window_and_kind_of_labels_gives_what_the_array_engine_gives(kernel_size, kind, dtype):
+    """Windows with loops of their own and without, blocks pooled by class and by cell, with and without labels asked."""
+    x, y = logits((2, 6, 41, 75)), labels(kind, (2, 41, 75), 6)
+    options = {"kernel_size": kernel_size, "sigma": 1.5}
+    value, grad = lal_value_and_grad(x.astype(dtype), y, engine="numba", **options)
+    right, right_grad = lal_value_and_grad(x.astype(np.float64), y, engine="array", **options)
+    np.testing.assert_allclose(value, right, rtol=40 * EPS[dtype])
+    close(grad, right_grad, EPS[dtype])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_it_agrees_with_the_array_engine_for_any_shape_stride_and_kernel(data):
+    axes = data.draw(st.integers(0, 3))
+    S = tuple(data.draw(st.integers(1, {0: 1, 1: 70, 2: 40, 3: 9}[axes])) for _ in range(axes))
+    N, C = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
+    loss = LocallyAdaptiveLoss(
+        kernel_size=tuple(2 * data.draw(st.integers(0, 4)) + 1 for _ in S),
+        stride=tuple(data.draw(st.integers(1, 3)) for _ in S),
+        sigma=data.draw(st.sampled_from([None, 0.1, 1.0, 3.0])),
+        normalize=data.draw(st.sampled_from(["weights", "count"])),
+        space=data.draw(st.sampled_from(["logits", "probabilities"])),
+    )
+    seed = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    x = seed.standard_normal((N, C, *S)) * 3
+    y = seed.integers(-1, C, (N, *S)).astype(np.int32)
+    y_grid = y[(slice(None), *(slice(None, None, s) for s in loss.strides(axes)))]
+    valid = (y_grid >= 0) & (seed.random(y_grid.shape) > 0.1)
+    g = seed.random(y_grid.shape)
+    with np.errstate(all="ignore"):
+        ell = array.window_losses(x, y, valid, loss)
+        grad = array.window_losses_vjp(x, y, valid, loss, g)
+    np.testing.assert_allclose(loops.window_losses(x, y, valid, loss), ell, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(loops.window_losses_vjp(x, y, valid, loss, g), grad, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+def test_16_bit_logits_are_float32_ones_rounded_at_the_end(dtype, space):
+    x, y = blobs(H=90)
+    x = x.astype(dtype)
+    value, grad = lal_value_and_grad(x, y, space=space, grad_output=1000.0, engine="numba")
+    right, right_grad = lal_value_and_grad(x.astype(np.float32), y, space=space, grad_output=1000.0, engine="numba")
+    assert same_bits(value, right)
+    assert grad.dtype == dtype
+    assert same_bits(grad.view(np.uint16), right_grad.astype(dtype).view(np.uint16))
+
+
+@pytest.mark.parametrize("exponent", [-30, -12, 0, 4])
+def test_losses_from_1e_minus_30_to_1e4_neither_underflow_nor_overflow(exponent):
+    """Two classes and logits so far apart that every loss is about 10^exponent, with p = 5 in float32."""
+    gap = 10.0**exponent if exponent == 4 else -math.log(math.expm1(10.0**exponent))
+    x = np.zeros((1, 2, 8, 40), np.float32)
+    x[:, 1] = gap if exponent == 4 else -gap
+    y = np.zeros((1, 8, 40), np.uint8)
+    value, grad = lal_value_and_grad(x, y, p=5, engine="numba")
+    right, right_grad = lal_value_and_grad(x.astype(np.float64), y, p=5, engine="array")
+    assert 0.9 * 10.0**exponent < right < 1.1 * 10.0**exponent
+    np.testing.assert_allclose(value, right, rtol=1e-4 if exponent < 0 else 1e-6)
+    np.testing.assert_allclose(grad, right_grad, rtol=1e-4 if exponent < 0 else 1e-5)
+    assert (grad != 0).all()
+
+
+def test_weights_that_are_subnormal_are_still_read():
+    """At 31 x 31 and sigma = 1 the outermost weights of float32 are subnormal: too small to see, but not for a NaN."""
+    x, y = np.zeros((1, 2, 1, 31), np.float32), np.zeros((1, 1, 31), np.uint8)
+    x[..., 14] = np.nan
+    ell = lal_loss(x, y, kernel_size=31, reduction="none", engine="numba")[0, 0]
+    weight = np.exp(-0.5 * np.arange(31.0) ** 2).astype(np.float32)
+    assert 0 < weight[14] < np.finfo(np.float32).smallest_normal
+    assert np.array_equal(np.isnan(ell), weight[abs(np.arange(31) - 14)] > 0)
+
+
+# ---- threads, forks, memory -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("p", [5.0, 2.5])
+def test_the_number_of_threads_changes_no_bit(threads, space, p):
+    x, y = blobs(H=150)
+    found = []
+    for number in sorted({1, 2, numba.config.NUMBA_NUM_THREADS}):
+        if number <= numba.config.NUMBA_NUM_THREADS:
+            threads(number)
+            found.append(lal_value_and_grad(x, y, space=space, p=p, engine="numba"))
+    for value, grad in found[1:]:
+        assert same_bits(value, found[0][0])
+        assert same_bits(grad, found[0][1])
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_the_tasks_may_be_done_by_any_number_of_workers_in_any_order(monkeypatch, number):
+    x, y = blobs(H=150)
+    right = lal_value_and_grad(x, y, engine="numba")
+    asked = []
+    monkeypatch.setattr(loops_threads, "number_of_threads", lambda: asked.append(number) or number)
+    monkeypatch.setattr(loops, "run", lambda work, tasks: loops_threads.run(work, list(tasks)[::-1]))
+    found = lal_value_and_grad(x, y, engine="numba")
+    assert asked
+    assert same_bits(found[0], right[0])
+    assert same_bits(found[1], right[1])
+
+
+def test_several_python_threads_at_once_get_what_each_gets_alone():
+    inputs = [blobs(N=1 + i % 2, H=40 + i) for i in range(8)]
+    right = [lal_value_and_grad(x, y, engine="numba") for x, y in inputs]
+    found = [None] * len(inputs)
+
+    def work(i):
+        for _ in range(5):
+            found[i] = lal_value_and_grad(*inputs[i], engine="numba")
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for a, b in zip(found, right, strict=True):
+        assert same_bits(a[0], b[0])
+        assert same_bits(a[1], b[1])
+
+
+def test_an_error_in_a_worker_is_the_callers():
+    def work(task):
+        raise RuntimeError(f"task {task}")
+
+    with pytest.raises(RuntimeError, match="task"):
+        loops_threads.run(work, range(8))
+
+
+def _in_child(x, y, out):
+    out.put(lal_value_and_grad(x, y, engine="numba"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_workers_of_its_own():
+    x, y = blobs(H=150)
+    right = lal_value_and_grad(x, y, engine="numba")  # the parent's workers exist now
+    context = multiprocessing.get_context("fork")
+    out = context.Queue()
+    child = context.Process(target=_in_child, args=(x, y, out))
+    child.start()
+    found = out.get(timeout=60)
+    child.join()
+    assert same_bits(found[0], right[0])
+    assert same_bits(found[1], right[1])
+
+
+def test_memory_beside_the_gradient_is_a_small_part_of_it():
+    x, y = logits((1, 19, 256, 512)), labels("blobs", (1, 256, 512), 19)
+    loss = LocallyAdaptiveLoss(engine="numba")
+    loss.value_and_grad(x, y)
+    tracemalloc.start()
+    value, grad = loss.value_and_grad(x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    loss(x, y)
+    peak_of_value = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert value > 0
+    assert peak < 1.25 * grad.nbytes
+    assert peak_of_value < 0.25 * grad.nbytes
+
+
+# ---- compilation --------------------------------------------------------------------------------------
+
+
+def _python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+def test_importing_the_package_imports_no_numba_and_the_engine_compiles_nothing():
+    code = (
+        "import sys, lalref; assert 'numba' not in sys.modules\n"
+        "from lalref.engines import loops, loops_kernels as k, loops_maps as m\n"
+        "assert not any(f.signatures for f in (k.forward, k.backward, m.power_sum, m.pool_probability))"
+    )
+    done = _python(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_compiled_code_is_kept_and_a_read_only_installation_works(tmp_path):
+    """numba keeps it where NUMBA_CACHE_DIR says, or in the user's cache when the package's folder can't be written to."""
+    package, cache = tmp_path / "site" / "lalref", tmp_path / "cache"
+    package.mkdir(parents=True)
+    source = os.path.dirname(loops.__file__)
+    subprocess.run(["cp", "-r", os.path.dirname(source) + "/.", str(package)], check=True)
+    for folder, _, files in os.walk(package):
+        for file in files:
+            os.chmod(os.path.join(folder, file), stat.S_IRUSR)
+        os.chmod(folder, stat.S_IRUSR | stat.S_IXUSR)
+    code = (
+        "import numpy as np, lalref, lalref.engines.loops_maps as m\n"
+        "lalref.LocallyAdaptiveLoss(engine='numba').value_and_grad(np.zeros((1, 2, 4, 4), 'f'), np.zeros((1, 4, 4), int))\n"
+        "print(sum(m.power_sum.stats.cache_hits.values()), lalref.__file__)"
+    )
+    for hits in ("0", "1"):
+        done = _python(
+            code, PYTHONPATH=str(tmp_path / "site"), NUMBA_CACHE_DIR=str(cache), PYTHONDONTWRITEBYTECODE="1"
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [hits, str(package / "__init__.py")]
+    for folder, _, _ in os.walk(package):
+        os.chmod(folder, stat.S_IRWXU)
+
+
+# ---- the arithmetic that the loops bring along --------------------------------------------------------
+
+
+@numba.njit
+def _exp_of(x, out):
+    for i in range(0, len(x), LANES):
+        store(out, i, loops_math.exp_not_positive(load(x, i)))
+
+
+@numba.njit
+def _log1p_of(x, out):
+    for i in range(0, len(x), LANES):
+        store(out, i, loops_math.log1p_not_negative(load(x, i)))
+
+
+@pytest.mark.parametrize(("dtype", "lowest"), [(np.float32, -110), (np.float64, -760)])
+def test_exp_is_right_to_about_an_ulp_down_to_the_last_subnormal(dtype, lowest):
+    x = np.linspace(lowest, 0, 1 << 16).astype(dtype)
+    x[:3] = -np.inf, np.nan, -1e30
+    out = np.empty_like(x)
+    _exp_of(x, out)
+    right = np.exp(x.astype(np.longdouble))
+    assert out[0] == out[2] == 0
+    assert np.isnan(out[1])
+    assert out[-1] == 1
+    assert np.nanmax(abs(out - right) / np.spacing(right.astype(dtype))) < 1.1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log1p_keeps_the_relative_accuracy_of_tiny_numbers(dtype):
+    x = np.concatenate([10.0 ** np.linspace(-37, 4, 1 << 15), np.linspace(0, 30, 1 << 15)]).astype(dtype)
+    x[:2] = 0, np.nan
+    out = np.empty_like(x)
+    _log1p_of(x, out)
+    right = np.log1p(x.astype(np.longdouble))
+    assert out[0] == 0
+    assert np.isnan(out[1])
+    assert np.nanmax(abs(out - right) / np.spacing(right.astype(dtype))) < 3
