@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lalref import minkowski
-from lalref.arrays import Array, as_scalar, dtype_name, quiet, wide_dtype, working_dtype
+from lalref.arrays import Array, as_scalar, dtype_name, namespace, quiet, wide_dtype, working_dtype
 from lalref.engines import choose
 from lalref.inputs import Problem, prepare
 from lalref.minkowski import Parts
@@ -165,6 +165,8 @@ class LocallyAdaptiveLoss(Options):
             raise TypeError(f"total= takes the Parts that combine() returns; got {type(total).__name__}")
         if self.reduction == "none" or total.options != self:
             raise ValueError(f"total= takes the combined parts of this loss, {self}; got {total.options}")
+        if (xp := namespace(total.maximum)) is not problem.xp:
+            raise TypeError(f"total= is of {xp.__name__}, the logits are of {problem.xp.__name__}")
         dtype = "float64" if dtype_name(problem.logits.dtype) == "float64" else "float32"
         if total.dtype != dtype:
             raise ValueError(f"total= is of parts in {total.dtype}, these logits are worked out in {dtype}")
@@ -290,7 +292,8 @@ class LocallyAdaptiveLoss(Options):
 def _parts(problem: Problem, ell: Array) -> Parts:
     engine = choose(problem, "loss")
     if hasattr(engine, "parts_of"):
-        return engine.parts_of(ell, problem.weights, problem.valid, problem.options)
+        found: Parts = engine.parts_of(ell, problem.weights, problem.valid, problem.options)
+        return found
     return minkowski.parts(ell, problem.omega, problem.valid, problem.options)
 
 

@@ -93,10 +93,8 @@ def error_unit(
     """
     working = np.finfo(WORKING[dtype])
     eps, tiny = float(working.eps), float(working.tiny)
-    if case.accurate:
-        units = _relative(case, eps, tiny, value, grad)
-    else:
-        units = _textbook(case, eps, tiny, value, grad)
+    model = _relative if case.accurate else _textbook
+    units = model(case, eps, tiny, value, grad)
     if dtype in ("float16", "bfloat16"):
         info = ml_dtypes.finfo(dtype)
         last = float(info.eps) * abs(grad) + float(info.smallest_subnormal)
