@@ -35,6 +35,7 @@ def lay(u: Array, labels: Array, options: Options) -> Array:
     """Lay u (N, K, *grid) on the full image (N, K, *S) with zeros between: the adjoint of ``[::stride]``."""
     xp, S = namespace(u), labels.shape[1:]
     for a, (length, s) in enumerate(zip(S, options.strides(len(S)), strict=True), start=2):
+        s = max(1, min(s, length))  # a longer stride, too, leaves one window
         if s > 1:
             apart = xp.expand_dims(u, axis=a + 1)  # (..., grid_a, 1, ...)
             gap = xp.zeros(
@@ -122,5 +123,7 @@ def _pad(u: Array, radii: list[int], fill: int) -> Array:
 
 def _smallest(dtype: Any) -> float:
     """The least number that does not round to 0: just above half the smallest subnormal."""
-    smallest = float(np.finfo(dtype_name(dtype)).smallest_subnormal)  # halved in float64, where half of it isn't 0
+    smallest = float(
+        np.finfo(dtype_name(dtype)).smallest_subnormal
+    )  # halved in float64, where half of it isn't 0
     return float(np.nextafter(smallest / 2, 1))
