@@ -399,6 +399,16 @@ def test_the_report_as_json_is_whole():
     assert found["extended"]["tiny losses"]["cases"]
 
 
+def test_the_report_as_json_holds_what_was_fixed():
+    report = oracle.verify(textbook_of_two, fixed={"sigma": 1.5, "p": math.inf, "kernel_size": 3}, quick=True)
+    assert json.loads(json.dumps(report.to_dict()))["fixed"] == {"sigma": 1.5, "p": "inf", "kernel_size": 3}
+
+
+def textbook_of_two(logits, labels):
+    """It takes no option."""
+    return textbook(logits, labels)
+
+
 def test_the_report_shows_the_verdict_the_worst_case_and_its_numbers():
     mistake = next(m for m in MISTAKES if m.__name__ == "CentreOnly")
     report = oracle.verify(mistake(), quick=True)

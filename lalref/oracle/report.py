@@ -167,7 +167,7 @@ class Report:
             "subject": self.subject,
             "framework": self.framework,
             "dtypes": list(self.dtypes),
-            "fixed": {k: v if isinstance(v, int | str | None) else repr(v) for k, v in self.fixed.items()},
+            "fixed": {k: v if _in_json(v) else repr(v) for k, v in self.fixed.items()},
             "quick": self.quick,
             "strict": self.strict,
             "cases": [row(r) for r in self.results if not r.feature],
@@ -281,6 +281,10 @@ def _grid(values: FloatArray, highlight: npt.NDArray[np.bool_]) -> Text:
         text.append("\n")
     text.rstrip()
     return text
+
+
+def _in_json(v: Any) -> bool:
+    return isinstance(v, int | str | None) or (isinstance(v, float) and math.isfinite(v))
 
 
 def _number(v: float) -> str:
