@@ -54,7 +54,7 @@ def _torch_call(loss: Callable[[Any, Any], Any], logits: Array, labels: Array) -
     def call() -> tuple[Any, Any]:
         x.grad = None
         value = loss(x, y)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value.detach(), x.grad
 
     return call
@@ -175,7 +175,7 @@ def jax_shift(logits: Array, labels: Array, kernel_size: int) -> Call:
     x, y = jnp.asarray(logits), jnp.asarray(labels.astype(np.int32))
 
     def call() -> tuple[Any, Any]:
-        found: tuple[Any, Any] = jax.block_until_ready(both(x, y))  # type: ignore[no-untyped-call]
+        found: tuple[Any, Any] = jax.block_until_ready(both(x, y))
         return found
 
     return call

@@ -75,11 +75,15 @@ def check(contestant: Contestant, kernel_size: int) -> float:
     if grad is not None:
         off = max(off, float(np.abs(np.asarray(grad) - right_grad).max() / np.abs(right_grad).max()))
     if not off < 1e-4:
-        raise ValueError(f"{contestant.name} at kernel_size={kernel_size} is off by {off:.1e}: it is not timed")
+        raise ValueError(
+            f"{contestant.name} at kernel_size={kernel_size} is off by {off:.1e}: it is not timed"
+        )
     return off
 
 
-def measure(setting: Setting, names: Sequence[str], seconds: float, tell: Callable[[str], None]) -> list[Result]:
+def measure(
+    setting: Setting, names: Sequence[str], seconds: float, tell: Callable[[str], None]
+) -> list[Result]:
     """Time the named contestants that are installed and can take the setting, in rounds of about `seconds` in all."""
     x, y = setting.arrays()
     chosen = [
@@ -95,12 +99,15 @@ def measure(setting: Setting, names: Sequence[str], seconds: float, tell: Callab
             call()  # compiles
             peaks[contestant.name] = _peak_of(call)
         other = np.empty_like(x)
-        calls["copy"] = lambda: (np.copyto(other, x), None)
+
+        def copy() -> tuple[Any, Any]:
+            np.copyto(other, x)
+            return None, other
+
+        calls["copy"] = copy
         times = _rounds(calls, seconds, tell)
     medians = {name: statistics.median(t) for name, t in times.items()}
-    peers = [
-        medians[name] for name in medians if name.startswith("torch") and name != CROSS_ENTROPY
-    ]
+    peers = [medians[name] for name in medians if name.startswith("torch") and name != CROSS_ENTROPY]
     return [
         Result(
             setting, name, medians[name], min(times[name]), len(times[name]), peaks[name],

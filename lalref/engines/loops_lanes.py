@@ -29,7 +29,7 @@ inner = njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_
 class Lanes(types.Type):
     """`LANES` scalars of one type, held in registers."""
 
-    def __init__(self, scalar: types.Type) -> None:
+    def __init__(self, scalar: Any) -> None:
         self.scalar = scalar
         super().__init__(f"Lanes({scalar})")
 
@@ -83,7 +83,7 @@ def _call(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return builder.call(function, arguments)
 
 
-def _suffix(scalar: types.Type) -> str:
+def _suffix(scalar: Any) -> str:
     letter = "f" if isinstance(scalar, types.Float) else "i"
     return f"v{LANES}{letter}{scalar.bitwidth}"
 
