@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given
@@ -157,6 +158,9 @@ def test_what_does_not_belong_together_is_refused():
         other.value_and_grad(IMAGES, LABELS, total=part)
     with pytest.raises(ValueError, match=r"total=.*float64.*float32"):
         loss.value_and_grad(IMAGES.astype(np.float32), LABELS, total=part)
+    strict = [array_api_strict.asarray(a) for a in (IMAGES, LABELS)]
+    with pytest.raises(TypeError, match=r"total=.*numpy.*array_api_strict"):
+        loss.value_and_grad(*strict, total=part)
     with pytest.raises(TypeError, match=r"total=.*float"):
         loss.value_and_grad(IMAGES, LABELS, total=part.value.item())
     with pytest.raises(TypeError, match=r"each an argument; argument 0 is of type list"):
