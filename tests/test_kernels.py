@@ -1,4 +1,4 @@
-"""The cuda engine where there is no GPU: what it says, how it cuts calls into tiles, what a report is worth."""
+"""The cuda engine where there is no GPU: what it says, how it cuts calls to tiles, what a report is worth."""
 
 import importlib.util
 import json
@@ -109,7 +109,7 @@ def test_weights_that_round_to_zero_cut_the_reach_but_not_the_count():
     assert geometry.full["reach_w"][0] == 15
 
 
-# --- The report of a run on a GPU -----------------------------------------------------------------------------
+# --- The report of a run on a GPU -------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not REPORT.exists(), reason=f"not yet measured on a GPU: there is no {gpu.REPORT}")

@@ -7,8 +7,8 @@ from lalref.engines import kernels
 from lalref.engines.kernels import TYPES, kernel_names
 
 nvrtc = pytest.importorskip(
-    "cupy.cuda.nvrtc", reason="CuPy, which brings NVRTC's interface, is not installed"
-)
+    "cupy", reason="CuPy, which brings NVRTC's interface, is not installed"
+).cuda.nvrtc
 try:
     nvrtc.getVersion()
 except (RuntimeError, ImportError, OSError) as error:  # CuPy is here, but not the compiler's library
@@ -49,4 +49,4 @@ def test_registers_leave_room_for_a_block():
 def test_a_mistake_in_the_text_is_told_with_its_file_and_line():
     text = kernels.source().replace("call.reach_h", "call.reach_z")
     with pytest.raises(ValueError, match=r"kernels\.cu\(\d+\): error"):
-        compile_for("sm_90", text, ("list_kinds",), kernels.COMPILER_OPTIONS)
+        compile_for("sm_90", text, ("divisors<float>",), kernels.COMPILER_OPTIONS)
