@@ -161,6 +161,25 @@ def golden(action: str) -> None:
 
 
 @main.command()
+@click.option("--quick", is_flag=True, help="Only 3 x 3 and 5 x 5 windows on the small batch.")
+@click.option("--seconds", default=8.0, show_default=True, help="How long to time each setting.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all results here too."
+)
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw time against window size, a PNG."
+)
+def bench(quick: bool, seconds: float, json_file: Path | None, picture: Path | None) -> None:
+    """Time the engines beside other ways to compute this loss, each checked first."""
+    from lalref.bench import main as run
+
+    try:
+        run(quick=quick, seconds=seconds, json_file=json_file, picture=picture)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
 def doctor() -> None:
     """Show versions, engines and why each is or isn't available, and threads."""
     from rich.console import Console
