@@ -3,9 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_FRAMEWORKS := .venv-frameworks
+VENV_CUDA := .venv-cuda
+VENV_GPU := .venv-gpu
+CUDA ?= 12
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-frameworks lint format clean
+.PHONY: help demo test test-frameworks test-cuda-host test-gpu bench-gpu lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -14,10 +17,20 @@ demo: $(VENV)/ready ## the loss and its gradient on a photograph, then ports jud
 	@$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/ready ## all tests that need no framework
-	$(VENV)/bin/python -m pytest -n 2 --ignore=tests/frameworks
+	$(VENV)/bin/python -m pytest -n 2 --ignore=tests/frameworks --ignore=tests/cuda_host
 
 test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorFlow, in an environment of their own
 	$(VENV_FRAMEWORKS)/bin/python -m pytest -n 2 tests/frameworks
+
+test-cuda-host: $(VENV_CUDA)/ready ## the GPU kernels: run on the CPU, and compiled for three GPUs
+	@command -v g++ > /dev/null || { echo "test-cuda-host needs g++. On Debian and Ubuntu: apt install g++"; exit 1; }
+	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host
+
+test-gpu: $(VENV_GPU)/ready ## the same cases on a GPU (CUDA=13 for newer drivers)
+	$(VENV_GPU)/bin/python -m pytest tests/gpu tests/test_kernels.py
+
+bench-gpu: $(VENV_GPU)/ready ## measure the kernels on a GPU and write reports/gpu.json
+	$(VENV_GPU)/bin/python -m lalref.bench.gpu
 
 lint: $(VENV)/ready ## style, format and types
 	$(VENV)/bin/ruff check .
@@ -29,7 +42,7 @@ format: $(VENV)/ready ## put the code into the format that lint asks for
 	$(VENV)/bin/ruff format .
 
 clean: ## remove the environments and everything that was made
-	rm -rf $(VENV) $(VENV_FRAMEWORKS) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_FRAMEWORKS) $(VENV_CUDA) $(VENV_GPU) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The file "ready" is the last thing written: an environment without it is incomplete and is made again.
 
@@ -43,6 +56,18 @@ $(VENV_FRAMEWORKS)/ready: pyproject.toml constraints.txt
 	$(make-venv)
 	@echo "Installing lalref, PyTorch, JAX and TensorFlow into $(VENV_FRAMEWORKS) (once, some minutes, 3 GB) ..."
 	@$(pip-install) --group test --group frameworks --editable .
+	@touch $@
+
+$(VENV_CUDA)/ready: pyproject.toml constraints.txt
+	$(make-venv)
+	@echo "Installing lalref, CuPy and NVIDIA's compiler library into $(VENV_CUDA) (once, some minutes, 1.2 GB) ..."
+	@$(pip-install) --group test --group cuda-host --editable .
+	@touch $@
+
+$(VENV_GPU)/ready: pyproject.toml constraints.txt
+	$(make-venv)
+	@echo "Installing lalref, CuPy for CUDA $(CUDA) and PyTorch into $(VENV_GPU) (once, some minutes, several GB) ..."
+	@$(pip-install) --group test --editable ".[cuda$(CUDA),torch]"
 	@touch $@
 
 pip-install = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
