@@ -1,5 +1,8 @@
-"""The numba engine's own promises: blocks, paths, threads, forks, memory, compilation. What it computes, every test of the
-front door asks of it by name; here it is held to the array engine where only its own choices could go wrong."""
+"""The numba engine's own promises: blocks, paths, threads, forks, memory, compilation.
+
+What it computes, every test of the front door asks of it by name; here it is held to the array engine where only
+its own choices could go wrong.
+"""
 
 import math
 import multiprocessing
@@ -20,7 +23,7 @@ from samples import same_bits
 
 from lalref import LocallyAdaptiveLoss, lal_loss, lal_value_and_grad
 from lalref.bench.inputs import labels, logits
-from lalref.engines import array, loops, loops_math, loops_threads
+from lalref.engines import array, loops, loops_geometry, loops_math, loops_stage3, loops_threads
 from lalref.engines.loops_lanes import LANES, load, store
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
@@ -51,7 +54,7 @@ def close(found, right, eps, many=40):
 @pytest.mark.parametrize("kind", ["blobs", "noise", "one class"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_window_and_kind_of_labels_gives_what_the_array_engine_gives(kernel_size, kind, dtype):
-    """Windows with loops of their own and without, blocks pooled by class and by cell, with and without labels asked."""
+    """Windows with loops of their own and without, blocks pooled by class and by cell."""
     x, y = logits((2, 6, 41, 75)), labels(kind, (2, 41, 75), 6)
     options = {"kernel_size": kernel_size, "sigma": 1.5}
     value, grad = lal_value_and_grad(x.astype(dtype), y, engine="numba", **options)
@@ -92,7 +95,9 @@ def test_16_bit_logits_are_float32_ones_rounded_at_the_end(dtype, space):
     x, y = blobs(H=90)
     x = x.astype(dtype)
     value, grad = lal_value_and_grad(x, y, space=space, grad_output=1000.0, engine="numba")
-    right, right_grad = lal_value_and_grad(x.astype(np.float32), y, space=space, grad_output=1000.0, engine="numba")
+    right, right_grad = lal_value_and_grad(
+        x.astype(np.float32), y, space=space, grad_output=1000.0, engine="numba"
+    )
     assert same_bits(value, right)
     assert grad.dtype == dtype
     assert same_bits(grad.view(np.uint16), right_grad.astype(dtype).view(np.uint16))
@@ -146,7 +151,8 @@ def test_the_tasks_may_be_done_by_any_number_of_workers_in_any_order(monkeypatch
     right = lal_value_and_grad(x, y, engine="numba")
     asked = []
     monkeypatch.setattr(loops_threads, "number_of_threads", lambda: asked.append(number) or number)
-    monkeypatch.setattr(loops, "run", lambda work, tasks: loops_threads.run(work, list(tasks)[::-1]))
+    for module in (loops, loops_geometry, loops_stage3):
+        monkeypatch.setattr(module, "run", lambda work, tasks: loops_threads.run(work, list(tasks)[::-1]))
     found = lal_value_and_grad(x, y, engine="numba")
     assert asked
     assert same_bits(found[0], right[0])
@@ -221,14 +227,18 @@ def test_memory_beside_the_gradient_is_a_small_part_of_it():
 
 def _python(code, **environment):
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
     )
 
 
 def test_importing_the_package_imports_no_numba_and_the_engine_compiles_nothing():
     code = (
         "import sys, lalref; assert 'numba' not in sys.modules\n"
-        "from lalref.engines import loops, loops_kernels as k, loops_maps as m\n"
+        "from lalref.engines import loops_kernels as k, loops_maps as m\n"
         "assert not any(f.signatures for f in (k.forward, k.backward, m.power_sum, m.pool_probability))"
     )
     done = _python(code)
@@ -237,7 +247,7 @@ def test_importing_the_package_imports_no_numba_and_the_engine_compiles_nothing(
 
 @pytest.mark.slow
 def test_compiled_code_is_kept_and_a_read_only_installation_works(tmp_path):
-    """numba keeps it where NUMBA_CACHE_DIR says, or in the user's cache when the package's folder can't be written to."""
+    """numba keeps it where NUMBA_CACHE_DIR says, or in the user's cache if it can't write beside the source."""
     package, cache = tmp_path / "site" / "lalref", tmp_path / "cache"
     package.mkdir(parents=True)
     source = os.path.dirname(loops.__file__)
@@ -248,7 +258,8 @@ def test_compiled_code_is_kept_and_a_read_only_installation_works(tmp_path):
         os.chmod(folder, stat.S_IRUSR | stat.S_IXUSR)
     code = (
         "import numpy as np, lalref, lalref.engines.loops_maps as m\n"
-        "lalref.LocallyAdaptiveLoss(engine='numba').value_and_grad(np.zeros((1, 2, 4, 4), 'f'), np.zeros((1, 4, 4), int))\n"
+        "loss = lalref.LocallyAdaptiveLoss(engine='numba')\n"
+        "loss.value_and_grad(np.zeros((1, 2, 4, 4), 'f'), np.zeros((1, 4, 4), int))\n"
         "print(sum(m.power_sum.stats.cache_hits.values()), lalref.__file__)"
     )
     for hits in ("0", "1"):

@@ -52,11 +52,17 @@ def main(
 
     console, results = Console(), []
     plan = measure.settings(quick)
-    columns = (SpinnerColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.completed}/{task.total} {task.description}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(plan))
         for setting, names in plan:
-            results += measure.measure(setting, names, seconds, lambda now: progress.update(task, description=now))
+            results += measure.measure(
+                setting, names, seconds, lambda now: progress.update(task, description=now)
+            )
             progress.advance(task)
     show(results, console)
     if json_file is not None:
@@ -79,28 +85,26 @@ def as_json(results: list[Result]) -> dict[str, Any]:
 
 
 def show(results: list[Result], console: Any) -> None:
-    """Print one table for each setting's results, put together."""
+    """Print a table for each setting: milliseconds, and ratios as `Result` has them."""
     from rich.table import Table
 
-    table = Table(title="value and gradient, float32")
-    for name in ("shape", "labels", "window", "threads", "contestant"):
-        table.add_column(name)
-    for name in ("median ms", "min ms", "of cross-entropy", "faster than best torch", "of a copy", "peak extra / logits"):
-        table.add_column(name, justify="right")
-    last = None
-    for result in results:
-        s = result.setting
-        if last not in (None, s):
-            table.add_section()
-        where = ("×".join(map(str, s.shape)), s.kind, f"{s.kernel_size}×{s.kernel_size}", str(s.threads or ""))
-        size = 4 * s.shape[0] * s.shape[1] * s.shape[2] * s.shape[3]
-        table.add_row(
-            *(where if s != last else ("",) * 4), result.contestant,
-            f"{result.median * 1e3:.1f}", f"{result.minimum * 1e3:.1f}", _or_blank(result.ratio), _or_blank(result.speedup),
-            f"{result.of_copy:.1f}", _or_blank(None if result.peak_extra is None else result.peak_extra / size),
-        )  # fmt: skip
-        last = s
-    console.print(table)
+    for setting in dict.fromkeys(result.setting for result in results):
+        N, C, H, W = setting.shape
+        threads = "" if setting.threads is None else f", {setting.threads} threads"
+        title = (
+            f"{N}×{C}×{H}×{W}, {setting.kind}, window {setting.kernel_size}×{setting.kernel_size}{threads}"
+        )
+        table = Table(title=title, title_justify="left")
+        table.add_column("contestant", no_wrap=True)
+        for name in ("median ms", "min ms", "/ cross-entropy", "best torch /", "/ copy", "peak / logits"):
+            table.add_column(name, justify="right")
+        for result in results:
+            if result.setting == setting:
+                peak = None if result.peak_extra is None else result.peak_extra / (4 * N * C * H * W)
+                times = (f"{1e3 * result.median:.1f}", f"{1e3 * result.minimum:.1f}")
+                ratios = (result.ratio, result.speedup, result.of_copy, peak)
+                table.add_row(result.contestant, *times, *map(_or_blank, ratios))
+        console.print(table)
 
 
 def _or_blank(number: float | None) -> str:

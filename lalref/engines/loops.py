@@ -1,8 +1,9 @@
 """The numba engine: stages 1 and 2 fused into loops over rows, for NumPy arrays of up to 3 spatial axes.
 
-Read downwards: the engine's functions, then `Problem`, which brings a call into the shape that the kernels take.
-The kernels are `lalref.engines.loops_kernels` (image sized) and `loops_maps` (one number a pixel); pooling is
-`loops_pool`, lanes are `loops_lanes` and `loops_math`, threads `loops_threads`. Everything is compiled on first
+Read downwards: the engine's functions, then `Problem`, which brings a call into the shape that the kernels take;
+`loops_geometry` sets them to work, `loops_stage3` is stage 3. The kernels are `loops_kernels` (image sized) and
+`loops_maps` (one number a pixel); pooling is `loops_plan` and `loops_pool`, rows `loops_rows`, lanes are
+`loops_lanes` and `loops_math`, threads `loops_threads`. Everything is compiled on first
 use and kept on disk by numba; importing this module compiles nothing.
 
 Logits that are not of the working dtype, or whose elements don't lie a whole number of elements apart, are
@@ -14,18 +15,16 @@ two write to the same place, and sums over tasks are added in their order.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from lalref import minkowski
-from lalref.engines import loops_kernels as kernels
 from lalref.engines import loops_maps as maps
-from lalref.engines.loops_kernels import Image, Steps, Task
-from lalref.engines.loops_lanes import LANES
-from lalref.engines.loops_pool import Ring, Window
+from lalref.engines.loops_geometry import Geometry, flat_view, round_up
+from lalref.engines.loops_rows import Image, Task
+from lalref.engines.loops_stage3 import parts_of, shares
 from lalref.engines.loops_threads import run
 from lalref.minkowski import Parts
 from lalref.options import Options
@@ -38,7 +37,6 @@ MAX_SPATIAL_AXES = 3
 
 _CACHE_BYTES = 1 << 20  # a ring of rows should stay in a core's cache
 _GROUPS = 8  # tasks of the way back, over all images
-_SUM_BLOCK = 1 << 18
 
 
 def window_losses(logits: Array, labels: Array, valid: Array, options: Options) -> Array:
@@ -80,57 +78,6 @@ def value_and_grad(
     return total, problem.send_back(g, ell, log_u, log_pooled, z_bar)
 
 
-# --- Stage 3 at full speed ---------------------------------------------------------------------------------------
-
-
-def _integer_power(options: Options, maximum: float) -> bool:
-    return options.p == int(min(options.p, 1024)) and 1e-290 < maximum < math.inf
-
-
-def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) -> Parts:
-    """`minkowski.parts`, by the loops of `loops_maps` where p is an integer and every loss a number."""
-    flat = _flat(ell)
-    blocks = [(i, min(i + _SUM_BLOCK, flat.size)) for i in range(0, flat.size, _SUM_BLOCK)]
-    tops = _gather(lambda block: maps.largest_of(flat, *block), blocks)
-    maximum = float(np.max(tops)) if blocks else 0.0
-    if not _integer_power(options, maximum):
-        weights = omega if omega is not None else valid.astype(np.float64)
-        return minkowski.parts(ell, weights, valid, options)
-    w = _flat(omega) if omega is not None else _flat(np.empty(0))
-    sums = _gather(lambda block: maps.power_sum(flat, w, 1 / maximum, int(options.p), *block), blocks)
-    count = np.count_nonzero(valid)
-    weight = np.float64(count) if omega is None else np.sum(omega)
-    return Parts(np.float64(maximum), np.sum(sums), weight, np.int64(count), options, ell.dtype.name)
-
-
-def shares(ell: Array, omega: Array | None, valid: Array, total: Parts, grad_output: float) -> Array:
-    """`minkowski.shares` times `grad_output` in the dtype of `ell`; only where valid does it mean anything."""
-    options, p = total.options, total.options.p
-    maximum, S = float(total.maximum), float(total.power_sum)
-    B = float(total.weight) if options.reduction == "mean" else 1.0
-    if p == 1 or not _integer_power(options, maximum):
-        weights = omega if omega is not None else valid.astype(np.float64)
-        return (minkowski.shares(ell, weights, total) * grad_output).astype(ell.dtype)
-    factor = grad_output * ((S / B) ** (1 / p) / S)
-    g = np.empty_like(ell)
-    flat, to = _flat(ell), g.reshape(-1)
-    w = _flat(omega) if omega is not None else _flat(np.empty(0))
-    blocks = [(i, min(i + _SUM_BLOCK, flat.size)) for i in range(0, flat.size, _SUM_BLOCK)]
-    run(lambda block: maps.write_shares(flat, w, 1 / maximum, int(p) - 1, factor, *block, to), blocks)
-    return g
-
-
-def _gather(function: Any, blocks: Sequence[tuple[int, int]]) -> Array:
-    """function(block) of every block, in order; float64 (blocks,)."""
-    found = np.zeros(len(blocks))
-
-    def work(i: int) -> None:
-        found[i] = function(blocks[i])
-
-    run(work, range(len(blocks)))
-    return found
-
-
 # --- A call in the shape that the kernels take ------------------------------------------------------------------
 
 
@@ -153,7 +100,7 @@ class Problem:
         radii = _on_three_axes(options.radii(axes), 0)
         self.image = Image(C, A, B, W, *_on_three_axes(options.strides(axes), 1))
         self.pixels = Image(C, A, B, W, 1, 1, 1)  # a window at every pixel
-        self.y, self.valid = _flat(labels), _flat(valid)
+        self.y, self.valid = flat_view(labels), flat_view(valid)
         self.radii = tuple(max(0, min(r, n - 1)) for r, n in zip(radii, (A, B, W), strict=True))
         self.by_count = options.normalize == "count"
         steps_fit = all(step % logits.itemsize == 0 for step in x.strides)
@@ -165,7 +112,7 @@ class Problem:
         self.log_weight, self.weight = log_w, np.where(w.astype(self.working) == 0, 0.0, w)
         if options.space == "probabilities":
             self.geometry = Geometry((0, 0, 0), np.ones(1), self.pixels, False, self.working)
-            self.members = _flat(labels >= 0)
+            self.members = flat_view(labels >= 0)
         else:
             self.geometry = Geometry(self.radii, self.weight, self.image, self.by_count, self.working)
 
@@ -174,7 +121,7 @@ class Problem:
         return np.empty((self.N, *self.image[:4]), self.working)
 
     def losses(self, z_bar: Array | None) -> tuple[Array, Array | None, Array | None]:
-        """ell (N, *grid), and in probability space log u_y (N, A, B, W) and the pooled log (N, *grid); z_bar is filled."""
+        """ell (N, *grid); in probability space also log u_y (N, A, B, W) and the pooled log (N, *grid). Fills z_bar."""
         ell = np.zeros(self.map_shape, self.working)
         if self.options.space == "logits":
             self._forward(self.image, self.valid, ell, ell[:0], z_bar)
@@ -184,7 +131,7 @@ class Problem:
         self._forward(self.pixels, self.members, nll, off, z_bar)
         log_u = np.negative(nll, out=nll)
         log_pooled = np.zeros(self.map_shape)
-        u, o, to, pooled = _flat(log_u), _flat(off), ell.reshape(-1), log_pooled.reshape(-1)
+        u, o, to, pooled = flat_view(log_u), flat_view(off), ell.reshape(-1), log_pooled.reshape(-1)
         call = (self.radii, self.weight, self.log_weight, self.by_count, to, pooled)
         run(
             lambda task: maps.pool_probability(task, self.image, self.y, self.valid, u, o, *call),
@@ -204,7 +151,7 @@ class Problem:
     def send_back_by_bands(self, g: Array) -> Array:
         """The gradient (N, C, *S) in the dtype of the logits, worked out anew for each band of rows."""
         if self.options.space == "logits":
-            valid, g = self.valid, _flat(g)
+            valid, g = self.valid, flat_view(g)
         else:
             valid, g = self._received(g, *self.losses(None))
         image, reach = self.geometry.image, self.geometry.ring(1).planes // 2
@@ -254,22 +201,22 @@ class Problem:
     def _received(
         self, g: Array, ell: Array, log_u: Array | None, log_pooled: Array | None
     ) -> tuple[Array, Array]:
-        """Which pixels the gradient comes through, and with what factor: the windows and g, or in probability space R (14)."""
+        """Which pixels send the gradient, and with what factor: the windows and g, or in probability space R (14)."""
         if log_u is None or log_pooled is None:
-            return self.valid, _flat(g)
+            return self.valid, flat_view(g)
         R = np.zeros(log_u.shape, self.working)
-        to, u = R.reshape(-1), _flat(log_u)
+        to, u = R.reshape(-1), flat_view(log_u)
         call = (
-            _flat(ell),
-            _flat(log_pooled),
-            _flat(g.astype(np.float64)),
+            flat_view(ell),
+            flat_view(log_pooled),
+            flat_view(g.astype(np.float64)),
             u,
             self.radii,
             self.weight,
             self.log_weight,
         )
         run(lambda task: maps.receive(task, self.image, self.y, self.valid, *call, to), self._bands())
-        return _flat(R != 0), _flat(R)
+        return flat_view(R != 0), flat_view(R)
 
     def _cut(self, task: Task, more: int, image: Image) -> tuple[int, Array, Image]:
         """The logits of a band and `more` rows around it, converted; the first of them (a multiple of the stride)."""
@@ -302,7 +249,7 @@ class Problem:
             return []
         column = (self.image.C + 1) * ring.planes * ring.rows * self.working.itemsize
         tiles = -(-W // max(256, _CACHE_BYTES // column))
-        width = _up(-(-W // tiles))
+        width = round_up(-(-W // tiles))
         return [t._replace(w0=w, w1=min(w + width, W)) for t in bands for w in range(0, W, width)]
 
     def _channel_groups(self) -> list[Task]:
@@ -311,105 +258,7 @@ class Problem:
             return []
         groups = min(C, -(-_GROUPS // self.N))
         ends = [C * i // groups for i in range(groups + 1)]
-        return [Task(n, 0, A, 0, W, *c) for n in range(self.N) for c in zip(ends, ends[1:], strict=False)]
-
-
-class Geometry:
-    """A window over an image, ready for the kernels."""
-
-    def __init__(self, radii: Sequence[int], weight: Array, image: Image, by_count: bool, dtype: Any) -> None:
-        self.image, self.dtype, self.by_count = image, np.dtype(dtype), by_count
-        far = int(np.count_nonzero(weight)) - 1  # beyond this distance weights are 0 and nothing is read
-        # Products with subnormal numbers take a hundred times as long; a power of two more makes none of them.
-        low = math.frexp(float(weight[far]))[1]
-        least = np.finfo(self.dtype).minexp + 26
-        self.unit = 2.0 ** max(0, least - low)
-        scaled = (weight[: far + 1] * self.unit).astype(self.dtype)
-        self.window = _window([min(r, far) for r in radii], scaled)
-        self.counted = (
-            _window(radii, np.full(len(weight), self.unit, self.dtype)) if by_count else self.window
-        )
-        self.reach = self.counted.reach
-        self.most_classes = 2 if self.window.reach <= 3 else 4
-
-    def of(self, image: Image) -> Geometry:
-        """The same window over another image."""
-        other = object.__new__(Geometry)
-        other.__dict__.update(self.__dict__, image=image)
-        return other
-
-    def ring(self, width: int) -> Ring:
-        """The layout of the rows that a tile of `width` columns reads."""
-        planes = 2 * int(np.max(self.counted.row_a)) + 1
-        pad = _up(self.reach)
-        return Ring(planes, self.image.B, pad + _up(width) + _up(self.reach + 2 * LANES), pad)
-
-    def forward(
-        self,
-        tasks: Sequence[Task],
-        x: Array,
-        y: Array,
-        valid: Array,
-        alpha: float,
-        ell: Array,
-        off: Array,
-        z_bar: Array | None,
-    ) -> None:
-        """`kernels.forward` of every task; maps are flat, x and z_bar (N, C, A, B, W)."""
-        steps = Steps(*(step // x.itemsize for step in x.strides))
-        start = np.lib.stride_tricks.as_strided(x, shape=(1,), strides=(x.itemsize,), writeable=False)
-        out = np.empty(0, self.dtype) if z_bar is None else z_bar.reshape(-1)
-        window = (self.window, self.counted, self.by_count, self.unit)
-        with_gradient = z_bar is not None
-
-        def work(task: Task) -> None:
-            ring = self.ring(task.w1 - task.w0)
-            kernels.forward(
-                task,
-                self.image,
-                start,
-                steps,
-                y,
-                valid,
-                *window,
-                ring,
-                alpha,
-                self.most_classes,
-                ell,
-                off,
-                out,
-                with_gradient,
-            )
-
-        run(work, tasks)
-
-    def backward(
-        self, tasks: Sequence[Task], y: Array, valid: Array, g: Array, z_bar: Array, x_bar: Array
-    ) -> None:
-        """`kernels.backward` of every task, with g lifted out of the reach of subnormal products; all arrays flat."""
-        largest = max(float(np.max(g, initial=0)), -float(np.min(g, initial=0)))
-        if not math.isfinite(largest):
-            largest = float(np.max(np.abs(g[np.isfinite(g)]), initial=0))
-        highest = math.frexp(largest)[1]
-        limits, shift = np.finfo(self.dtype), math.frexp(self.unit)[1] - 1
-        lift = max(0, min(limits.maxexp - 28 - shift - highest, -limits.minexp - shift))
-        up, down = self.dtype.type(2.0**lift), self.dtype.type(2.0 ** -(lift + shift))
-        ring = self.ring(self.image.W)
-
-        def work(task: Task) -> None:
-            kernels.backward(
-                task, self.image, y, valid, g, up, down, self.window, ring, self.most_classes, z_bar, x_bar
-            )
-
-        run(work, tasks)
-
-
-def _window(radii: Sequence[int], weight: Array) -> Window:
-    ra, rb, rw = radii
-    rows = sorted((max(abs(a), abs(b)), a, b) for a in range(-ra, ra + 1) for b in range(-rb, rb + 1))
-    shell, row_a, row_b = np.array(rows, np.int64).T.copy()
-    begins = np.searchsorted(shell, np.arange(max(ra, rb) + 2))
-    return Window(row_a, row_b, begins.astype(np.int64), weight, rw)
+        return [Task(n, 0, A, 0, W, *c) for n in range(self.N) for c in itertools.pairwise(ends)]
 
 
 def _on_three_axes(lengths: Sequence[int], other: int) -> tuple[int, ...]:
@@ -417,14 +266,3 @@ def _on_three_axes(lengths: Sequence[int], other: int) -> tuple[int, ...]:
     if len(lengths) == 2:
         return (lengths[0], other, lengths[1])
     return (other,) * (3 - len(lengths)) + tuple(lengths)
-
-
-def _flat(a: Array) -> Array:
-    """A contiguous map as one row that the kernels only read."""
-    row = np.ascontiguousarray(a).reshape(-1).view()
-    row.flags.writeable = False
-    return row
-
-
-def _up(n: int) -> int:
-    return -(-n // LANES) * LANES

@@ -14,7 +14,6 @@ needs which loop is said in `lalref.engines.loops`; threads may not come in here
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -26,48 +25,15 @@ from lalref.engines.loops_lanes import (
     largest,
     load,
     load_first,
-    peek,
     select,
     spread,
     store,
     store_first,
 )
 from lalref.engines.loops_math import exp_not_positive, log1p_not_negative
-from lalref.engines.loops_pool import Plan, find_rows, pool_row, ring_size
-
-
-class Image(NamedTuple):
-    """Sizes: C channels, A x B x W pixels, and a window at every `stride_*`-th of each axis."""
-
-    C: int
-    A: int
-    B: int
-    W: int
-    stride_a: int
-    stride_b: int
-    stride_w: int
-
-
-class Steps(NamedTuple):
-    """How many numbers lie between neighbours of the logits on each axis."""
-
-    n: int
-    c: int
-    a: int
-    b: int
-    w: int
-
-
-class Task(NamedTuple):
-    """Image `n`, rows a0 <= a < a1, columns w0 <= w < w1, channels c0 <= c < c1."""
-
-    n: int
-    a0: int
-    a1: int
-    w0: int
-    w1: int
-    c0: int
-    c1: int
+from lalref.engines.loops_plan import Plan, find_rows, ring_size
+from lalref.engines.loops_pool import pool_row
+from lalref.engines.loops_rows import copy_readable, load_labels, put, take, windows_of_row
 
 
 @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -88,84 +54,6 @@ def _new_plan(ring, blocks, most_classes):
 def _new_scratch(x, ring, window):
     """Room for every U_t of a whole row and the sums of a column's shells, see `loops_pool`."""
     return np.empty((window.reach + 1) * ring.width + 4 * len(window.shell) * LANES, x.dtype)
-
-
-@inner
-def _copy_readable(x, start, step, count, labels, to, out, out_to):
-    """out[out_to :] = x[start :: step][:count], 0 where the label says that it may not be read."""
-    nobody = spread(np.int32(-1))
-    if step == 1:
-        for j in range(0, count, LANES):
-            value = load(x, start + j) if j + LANES <= count else load_first(x, start + j, count - j)
-            store(out, out_to + j, select(load(labels, to + j) > nobody, value, fill(out, 0)))
-    else:
-        for j in range(count):
-            out[out_to + j] = (
-                peek(x, start + j * step) if labels[to + j] >= 0 else 0
-            )  # indices may be negative
-
-
-@inner
-def _windows_of_row(y, valid, image, n, a, b, w0, w1, centres, to):
-    """centres[to + j] = the label of the window at column w0 + j, -1 where there is none; whether any is there."""
-    found = np.int32(-1)
-    rows_a = (image.A + image.stride_a - 1) // image.stride_a
-    rows_b = (image.B + image.stride_b - 1) // image.stride_b
-    columns = (image.W + image.stride_w - 1) // image.stride_w
-    if a % image.stride_a or b % image.stride_b:
-        for j in range(w1 - w0):
-            centres[to + j] = -1
-        return False
-    at = ((n * image.A + a) * image.B + b) * image.W + w0
-    at_valid = ((n * rows_a + a // image.stride_a) * rows_b + b // image.stride_b) * columns
-    if image.stride_w == 1:
-        row, mask, out = (
-            y[at : at + w1 - w0],
-            valid[at_valid + w0 : at_valid + w1],
-            centres[to : to + w1 - w0],
-        )
-        for j in range(w1 - w0):
-            label = np.int32(row[j] if mask[j] else -1)
-            out[j] = label
-            found = max(found, label)
-    else:
-        for j in range(w1 - w0):
-            inside = (w0 + j) % image.stride_w == 0 and valid[at_valid + (w0 + j) // image.stride_w]
-            centres[to + j] = y[at + j] if inside else -1
-            found = max(found, centres[to + j])
-    return found >= 0
-
-
-@inner
-def _load_labels(y, at, count, labels, to):
-    row, out = y[at : at + count], labels[to : to + count]
-    for j in range(count):
-        out[j] = row[j]
-
-
-@inner
-def _put(row, centres, stride, w0, count, out, at):
-    """Write what belongs to a window to the row of the grid that begins at out[at]."""
-    if stride == 1:
-        source, labels, to = row[:count], centres[:count], out[at + w0 : at + w0 + count]
-        for j in range(count):
-            to[j] = source[j] if labels[j] >= 0 else to[j]
-    else:
-        for j in range(-w0 % stride, count, stride):
-            if centres[j] >= 0:
-                out[at + (w0 + j) // stride] = row[j]
-
-
-@inner
-def _take(source, at, stride, count, factor, row):
-    """Spread a row of the grid over the columns where it has windows."""
-    if stride == 1:
-        here, to = source[at : at + count], row[:count]
-        for j in range(count):
-            to[j] = here[j] * factor
-    else:
-        for j in range(0, count, stride):
-            row[j] = source[at + j // stride] * factor
 
 
 @inner
@@ -216,11 +104,9 @@ def _cross_entropy_row(
             q = select(good, inverse / s, fill(z, math.nan))
             for c in range(C):
                 target = y == spread(np.int32(c))
-                e = select(target, zero - others, load(z, c * width + j))
+                e = select(target, zero - others, load(z, c * width + j)) * q
                 if alpha > 0:
-                    e = e * q + select(target, fill(z, alpha - share), fill(z, -share)) * inverse
-                else:
-                    e = e * q
+                    e = e + select(target, fill(z, alpha - share), fill(z, -share)) * inverse
                 if j + LANES <= count:
                     store(z_bar, z_bar_at + c * z_bar_step + j, e)
                 else:
@@ -250,8 +136,8 @@ def forward(
     """Equations (4), (5), (7), (17): ell of the windows of a task and, if asked for, z_bar / D with g = 1.
 
     x: logits as `steps` says; y: (N, A, B, W) int32; valid, ell: (N, *grid); z_bar: (N, C, A, B, W), where
-    rows and blocks without a window are left as they are; off: like ell, or empty. `counted` is the window whose weights add up to D,
-    the same as `window` unless `apart`.
+    rows and blocks without a window are left as they are; off: like ell, or empty. `counted` is the window
+    whose weights add up to D, the same as `window` unless `apart`.
     """
     C = image.C
     T = task.w1 - task.w0
@@ -277,12 +163,12 @@ def forward(
     for ahead in range(max(0, task.a0 - radius), min(image.A, task.a1 + radius)):
         for b in range(image.B):  # a row of pixels comes in
             to = ((ahead % ring.planes) * ring.rows + b) * ring.width + at_w
-            _load_labels(
+            load_labels(
                 y, ((task.n * image.A + ahead) * image.B + b) * image.W + from_w, to_w - from_w, labels, to
             )
             start = task.n * steps.n + ahead * steps.a + b * steps.b + from_w * steps.w
             for c in range(C):
-                _copy_readable(
+                copy_readable(
                     x, start + c * steps.c, steps.w, to_w - from_w, labels, to, logits, c * size + to
                 )
             for j in range(to_w - from_w):
@@ -293,7 +179,7 @@ def forward(
             if a < task.a0:
                 continue
             for b in range(image.B):  # and the windows go out whose last row it was
-                if not _windows_of_row(y, valid, image, task.n, a, b, task.w0, task.w1, centres, 0):
+                if not windows_of_row(y, valid, image, task.n, a, b, task.w0, task.w1, centres, 0):
                     continue
                 find_rows(window, ring, a, b, image.A, rows)
                 pool_row(
@@ -323,9 +209,9 @@ def forward(
                     z, width, C, alpha, unit, centres, ell_row, off_row, z_bar, at, plane, T, with_gradient
                 )
                 row = ((task.n * grid_a + a // image.stride_a) * grid_b + b // image.stride_b) * grid_w
-                _put(ell_row, centres, image.stride_w, task.w0, T, ell, row)
+                put(ell_row, centres, image.stride_w, task.w0, T, ell, row)
                 if len(off) > 0:
-                    _put(off_row, centres, image.stride_w, task.w0, T, off, row)
+                    put(off_row, centres, image.stride_w, task.w0, T, off, row)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
@@ -357,9 +243,9 @@ def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_b
     for ahead in range(max(0, task.a0 - radius), min(image.A, task.a1 + radius)):
         for b in range(image.B):
             to = ((ahead % ring.planes) * ring.rows + b) * ring.width + ring.pad
-            if _windows_of_row(y, valid, image, task.n, ahead, b, 0, W, labels, to):
+            if windows_of_row(y, valid, image, task.n, ahead, b, 0, W, labels, to):
                 row = ((task.n * grid_a + ahead // image.stride_a) * grid_b + b // image.stride_b) * grid_w
-                _take(g, row, image.stride_w, W, up, g_row)
+                take(g, row, image.stride_w, W, up, g_row)
                 for c in range(channels):
                     at = first + c * plane + (ahead * image.B + b) * W
                     for j in range(0, W, LANES):
@@ -375,7 +261,7 @@ def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_b
             if a < task.a0:
                 continue
             for b in range(image.B):
-                _load_labels(y, ((task.n * image.A + a) * image.B + b) * W, W, centres, 0)
+                load_labels(y, ((task.n * image.A + a) * image.B + b) * W, W, centres, 0)
                 find_rows(window, ring, a, b, image.A, rows)
                 pool_row(
                     sent,

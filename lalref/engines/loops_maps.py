@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numba import njit
 
-from lalref.engines.loops_lanes import LANES, fill, fma, inner, load, round_like, select, store, widen
+from lalref.engines.loops_lanes import LANES, fill, inner, load, round_like, select, store, widen
 
 # exp of less than this is on its way to underflow in float64; beyond it probabilities stay logarithms.
 DEEP = -600.0

@@ -39,7 +39,7 @@ def number_of_threads() -> int:
 
 
 def run(work: Callable[[Any], object], tasks: Sequence[Any]) -> None:
-    """Call work(task) for every task. All callers share one pool, so that it never holds more threads than numba's limit."""
+    """Call work(task) for every task, by a pool that all callers share: never more threads than numba's limit."""
     workers = min(number_of_threads(), len(tasks))
     if workers <= 1:
         for task in tasks:

@@ -1,0 +1,71 @@
+"""Stage 3 at the speed of the kernels: `lalref.minkowski` for integer p and losses that are numbers, else that itself.
+
+Sums are taken in blocks and added in their order, so the number of threads changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lalref import minkowski
+from lalref.engines import loops_maps as maps
+from lalref.engines.loops_geometry import flat_view
+from lalref.engines.loops_threads import run
+from lalref.minkowski import Parts
+from lalref.options import Options
+
+Array = Any
+
+_SUM_BLOCK = 1 << 18
+
+
+def _integer_power(options: Options, maximum: float) -> bool:
+    return options.p == int(min(options.p, 1024)) and 1e-290 < maximum < math.inf
+
+
+def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) -> Parts:
+    """`minkowski.parts`, by the loops of `loops_maps` where p is an integer and every loss a number."""
+    flat = flat_view(ell)
+    blocks = [(i, min(i + _SUM_BLOCK, flat.size)) for i in range(0, flat.size, _SUM_BLOCK)]
+    tops = _gather(lambda block: maps.largest_of(flat, *block), blocks)
+    maximum = float(np.max(tops)) if blocks else 0.0
+    if not _integer_power(options, maximum):
+        weights = omega if omega is not None else valid.astype(np.float64)
+        return minkowski.parts(ell, weights, valid, options)
+    w = flat_view(omega) if omega is not None else flat_view(np.empty(0))
+    sums = _gather(lambda block: maps.power_sum(flat, w, 1 / maximum, int(options.p), *block), blocks)
+    count = np.count_nonzero(valid)
+    weight = np.float64(count) if omega is None else np.sum(omega)
+    return Parts(np.float64(maximum), np.sum(sums), weight, np.int64(count), options, ell.dtype.name)
+
+
+def shares(ell: Array, omega: Array | None, valid: Array, total: Parts, grad_output: float) -> Array:
+    """`minkowski.shares` times `grad_output` in the dtype of `ell`; only where valid does it mean anything."""
+    options, p = total.options, total.options.p
+    maximum, S = float(total.maximum), float(total.power_sum)
+    B = float(total.weight) if options.reduction == "mean" else 1.0
+    if p == 1 or not _integer_power(options, maximum):
+        weights = omega if omega is not None else valid.astype(np.float64)
+        return (minkowski.shares(ell, weights, total) * grad_output).astype(ell.dtype)
+    factor = grad_output * ((S / B) ** (1 / p) / S)
+    g = np.empty_like(ell)
+    flat, to = flat_view(ell), g.reshape(-1)
+    w = flat_view(omega) if omega is not None else flat_view(np.empty(0))
+    blocks = [(i, min(i + _SUM_BLOCK, flat.size)) for i in range(0, flat.size, _SUM_BLOCK)]
+    run(lambda block: maps.write_shares(flat, w, 1 / maximum, int(p) - 1, factor, *block, to), blocks)
+    return g
+
+
+def _gather(function: Any, blocks: Sequence[tuple[int, int]]) -> Array:
+    """function(block) of every block, in order; float64 (blocks,)."""
+    found = np.zeros(len(blocks))
+
+    def work(i: int) -> None:
+        found[i] = function(blocks[i])
+
+    run(work, range(len(blocks)))
+    return found

@@ -1,0 +1,72 @@
+"""The benchmark checks before it times, and shows what it found; no time is asserted here."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lalref import bench, cli
+from lalref.bench import contestants, inputs, measure
+from lalref.bench.measure import Setting
+
+SMALL = (1, 4, 12, 20)
+OURS = (contestants.OURS, contestants.VALUE, "lalref array")
+
+
+def test_inputs_are_the_same_on_every_run_and_of_every_kind():
+    x = inputs.logits((2, 3, 50, 70))
+    assert x.dtype == np.float32
+    assert np.array_equal(x, inputs.logits((2, 3, 50, 70)))
+    assert -6 <= x.min() < -5.9
+    assert 5.9 < x.max() <= 6
+    blobs, noise, one = (inputs.labels(kind, (2, 50, 70), 21) for kind in inputs.KINDS)
+    assert {y.dtype.name for y in (blobs, noise, one)} == {"uint8"}
+    assert inputs.VOID in blobs
+    assert len(np.unique(blobs)) > 3
+    assert set(np.unique(noise)) == set(range(21))
+    assert not one.any()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_right_contestant_passes_its_check(name):
+    contestant = next(c for c in contestants.CONTESTANTS if c.name == name)
+    assert measure.check(contestant, 3) < 1e-5
+
+
+@pytest.mark.parametrize("wrong", ["value", "gradient"])
+def test_a_wrong_one_is_not_timed(wrong):
+    right = next(c for c in contestants.CONTESTANTS if c.name == contestants.OURS)
+
+    def prepare(x, y, kernel_size):
+        value, grad = right.prepare(x, y, kernel_size)()
+        return lambda: (value * 1.01, grad) if wrong == "value" else (value, grad * 1.01)
+
+    with pytest.raises(ValueError, match="not timed"):
+        measure.check(right._replace(prepare=prepare), 3)
+
+
+def test_the_command_writes_table_json_and_picture(monkeypatch, tmp_path):
+    plan = [(Setting(SMALL, "blobs", k), OURS) for k in (1, 3)]
+    monkeypatch.setattr(measure, "settings", lambda quick: plan)
+    json_file, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = ["bench", "--seconds", "0.01", "--json", str(json_file), "--picture", str(picture)]
+    done = CliRunner().invoke(cli.main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "lalref" in done.output
+    results = json.loads(json_file.read_text())["results"]
+    assert [(r["setting"]["kernel_size"], r["contestant"]) for r in results] == [
+        (k, name) for k in (1, 3) for name in ("lalref array", contestants.OURS, contestants.VALUE)
+    ]
+    assert all(0 < r["minimum"] <= r["median"] for r in results)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_settings_cover_windows_labels_sizes_and_threads():
+    plan = [setting for setting, _ in measure.settings(quick=False)]
+    assert {s.kernel_size for s in plan} == {1, 3, 5, 7, 15, 31}
+    assert {s.kind for s in plan} == set(inputs.KINDS)
+    assert {s.shape for s in plan} == {(2, 21, 321, 321), (8, 21, 513, 513), (1, 19, 1024, 2048)}
+    assert 1 in {s.threads for s in plan}
+    assert len(measure.settings(quick=True)) == 2
+    assert bench.as_json([])["machine"]["threads"] >= 1
