@@ -225,14 +225,11 @@ def test_memory_beside_the_gradient_is_a_small_part_of_it():
 # ---- compilation --------------------------------------------------------------------------------------
 
 
-def _python(code, **environment):
+def _python(code, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
+        capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
 
 
 def test_importing_the_package_imports_no_numba_and_the_engine_compiles_nothing():
@@ -264,7 +261,11 @@ def test_compiled_code_is_kept_and_a_read_only_installation_works(tmp_path):
     )
     for hits in ("0", "1"):
         done = _python(
-            code, PYTHONPATH=str(tmp_path / "site"), NUMBA_CACHE_DIR=str(cache), PYTHONDONTWRITEBYTECODE="1"
+            code,
+            tmp_path,
+            PYTHONPATH=str(tmp_path / "site"),
+            NUMBA_CACHE_DIR=str(cache),
+            PYTHONDONTWRITEBYTECODE="1",
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [hits, str(package / "__init__.py")]
