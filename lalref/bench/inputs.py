@@ -54,7 +54,9 @@ def labels(kind: str, shape: tuple[int, int, int], C: int) -> Array:
             centre_i, centre_j = H * (0.5 + 0.35 * np.sin(turn)), W * (0.5 + 0.35 * np.cos(1.7 * turn))
             radius = min(H, W) * (0.12 + 0.04 * k)
             angle = np.arctan2(i - centre_i, j - centre_j)
-            d = np.hypot(i - centre_i, (j - centre_j) * (0.7 + 0.15 * k)) - radius * (1 + 0.1 * np.sin(5 * angle))
+            d = np.hypot(i - centre_i, (j - centre_j) * (0.7 + 0.15 * k)) - radius * (
+                1 + 0.1 * np.sin(5 * angle)
+            )
             y[n][d < 0] = 1 + (3 * n + 5 * k) % (C - 1) if C > 1 else 0
             y[n][abs(d) < 2.5] = VOID
     return y
