@@ -48,8 +48,11 @@ def load_subject(ctx: click.Context, param: click.Parameter, value: str) -> Call
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script that exits must not pass for a verdict
-        last_lines = "".join(traceback.format_exception(error)[-2:]).rstrip()
-        raise click.BadParameter(f"{file!r} can't be imported:\n{last_lines}") from error
+        own_frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        told = [*traceback.format_list(own_frames[-1:]), *traceback.format_exception_only(error)]
+        raise click.BadParameter(f"{file!r} can't be imported:\n{''.join(told).rstrip()}") from error
     found = getattr(module, function, None)
     if not callable(found):
         own = [name for name, each in vars(module).items() if getattr(each, "__module__", "") == module_name]
@@ -95,7 +98,7 @@ def _split_outside_brackets(text: str) -> list[str]:
     metavar="name=value,...",
     default="",
     callback=parse_fixed,
-    help="Options of the loss that FUNCTION has built in.",
+    help="Options that FUNCTION has built in; their right answers are worked out on the spot, in seconds.",
 )
 @click.option("--quick", is_flag=True, help="A selection of the cases: a first answer.")
 @click.option("--strict", is_flag=True, help="Let the extended features decide too.")
@@ -183,6 +186,7 @@ def bench(quick: bool, seconds: float, json_file: Path | None, picture: Path | N
 def doctor() -> None:
     """Show versions, engines and why each is or isn't available, and threads."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from lalref.doctor import engines, threads, versions
@@ -196,7 +200,9 @@ def doctor() -> None:
     table = Table(title="Engines", title_justify="left", show_header=False)
     with console.status("trying the engines"):
         for engine in engines():
-            table.add_row(engine.name, "available" if engine.available else "not available", engine.reason)
+            table.add_row(
+                engine.name, "available" if engine.available else "not available", escape(engine.reason)
+            )
     console.print(table)
 
     table = Table(title="Threads", title_justify="left", show_header=False)

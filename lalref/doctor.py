@@ -74,7 +74,7 @@ def engines() -> list[Engine]:
     """
     found = []
     for name in ENGINES[1:]:  # the first is "auto"
-        xp, lacking = _cupy() if name == "cuda" else (np, "")
+        xp = _cupy() if name == "cuda" else np
         logits, labels = (
             xp.zeros((1, 2, 1, 1)),
             xp.zeros((1, 1, 1), dtype=xp.int64),
@@ -82,19 +82,19 @@ def engines() -> list[Engine]:
         try:
             lalref.lal_loss(logits, labels, engine=name)
         except (ValueError, ImportError) as error:
-            found.append(Engine(name, False, f"{lacking}; {error}" if lacking else str(error)))
+            found.append(Engine(name, False, str(error)))
         else:
             found.append(Engine(name, True, ""))
     return found
 
 
-def _cupy() -> tuple[Any, str]:
-    """CuPy if it can be used here, else NumPy and what is lacking."""
+def _cupy() -> Any:
+    """CuPy if it can be used here, else NumPy: the engine itself says what is lacking."""
     if importlib.util.find_spec("cupy") is None:
-        return np, "CuPy is not installed"
+        return np
     import cupy
 
-    return (cupy, "") if cupy.cuda.is_available() else (np, "CuPy finds no CUDA device")
+    return cupy if cupy.cuda.is_available() else np
 
 
 def threads() -> dict[str, str]:

@@ -7,11 +7,13 @@ its own choices could go wrong.
 import math
 import multiprocessing
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import threading
 import tracemalloc
+from pathlib import Path
 
 import ml_dtypes
 import numba
@@ -23,7 +25,17 @@ from samples import same_bits
 
 from lalref import LocallyAdaptiveLoss, lal_loss, lal_value_and_grad
 from lalref.bench.inputs import labels, logits
-from lalref.engines import array, loops, loops_geometry, loops_math, loops_stage3, loops_threads
+from lalref.engines import (
+    array,
+    loops,
+    loops_cache,
+    loops_geometry,
+    loops_kernels,
+    loops_maps,
+    loops_math,
+    loops_stage3,
+    loops_threads,
+)
 from lalref.engines.loops_lanes import LANES, load, store
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
@@ -311,3 +323,19 @@ def test_log1p_keeps_the_relative_accuracy_of_tiny_numbers(dtype):
     assert out[0] == 0
     assert np.isnan(out[1])
     assert np.nanmax(abs(out - right) / np.spacing(right.astype(dtype))) < 3
+
+
+def test_compiled_code_is_kept_only_while_no_room_of_the_engine_changes(tmp_path):
+    """numba looks at the function's own file; an upgrade that changes what it calls must not run the old code."""
+    rooms = Path(loops_cache.__file__).parent
+    for file in rooms.glob("loops*.py"):
+        shutil.copy(file, tmp_path)
+    assert loops_cache.sources_digest(tmp_path) == loops_cache.STAMP
+    (tmp_path / "loops_pool.py").write_text("# changed\n")
+    assert loops_cache.sources_digest(tmp_path) != loops_cache.STAMP
+    kept = [
+        f for module in (loops_kernels, loops_maps) for f in vars(module).values() if hasattr(f, "_cache")
+    ]
+    kept = [f for f in kept if hasattr(f._cache, "_cache_file")]
+    assert len(kept) >= 7
+    assert {f._cache._cache_file._source_stamp for f in kept} == {loops_cache.STAMP}

@@ -249,6 +249,36 @@ def test_a_built_in_kernel_of_one_pixel_never_exercises_pooling():
     assert "exercises pooling" in report.reason
 
 
+@pytest.mark.parametrize("fixed", [{"p": 1.0}, {"reduction": "none"}])
+def test_what_is_built_in_may_leave_minkowski_pooling_out(fixed):
+    def f(logits, labels):
+        return textbook(logits, labels, **fixed)
+
+    report = oracle.verify(f, fixed=fixed, dtype="float64")
+    assert (report.verdict, report.exit_code) == ("inconclusive", 3)
+    assert "exercises minkowski" in report.reason
+
+
+def test_a_wrong_subject_with_options_built_in_is_told_of_fixed():
+    def f(logits, labels, *, p=5.0):
+        return textbook(logits, labels, p=p, sigma=2.0)
+
+    report = oracle.verify(f, quick=True)
+    assert report.verdict == "wrong"
+    assert "sigma" in report.reason
+    assert "--fixed" in report.reason
+    assert "--fixed" not in oracle.verify(MISTAKES[0](), quick=True).reason  # it takes every option
+
+
+def test_the_worst_case_shown_is_a_finite_one_where_there_is_one():
+    def f(logits, labels, **options):
+        value, grad = textbook(logits, labels, **options)
+        return (float("nan") if options["p"] == 2.5 else value), grad * 1.01
+
+    report = oracle.verify(f, quick=True)
+    assert 8 < report.worst.most < math.inf
+
+
 def test_void_labels_and_class_weights_decide_what_can_be_refitted():
     case = BY_NAME["scattered-void"]
     moved = case.refitted({"ignore_index": -1})

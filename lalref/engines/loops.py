@@ -98,7 +98,11 @@ class Problem:
         self.x = x  # (N, C, A, B, W)
         self.N, C, A, B, W = x.shape
         radii = _on_three_axes(options.radii(axes), 0)
-        self.image = Image(C, A, B, W, *_on_three_axes(options.strides(axes), 1))
+        strides = _on_three_axes(
+            options.strides(axes), 1
+        )  # beyond the image one is as good as another, and fits int64
+        strides = tuple(min(s, max(1, n)) for s, n in zip(strides, (A, B, W), strict=True))
+        self.image = Image(C, A, B, W, *strides)
         self.pixels = Image(C, A, B, W, 1, 1, 1)  # a window at every pixel
         self.y, self.valid = flat_view(labels), flat_view(valid)
         self.radii = tuple(max(0, min(r, n - 1)) for r, n in zip(radii, (A, B, W), strict=True))

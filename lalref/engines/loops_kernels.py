@@ -18,6 +18,7 @@ import math
 import numpy as np
 from numba import njit
 
+from lalref.engines.loops_cache import compiled
 from lalref.engines.loops_lanes import (
     LANES,
     fill,
@@ -113,7 +114,7 @@ def _cross_entropy_row(
                     store_first(z_bar, z_bar_at + c * z_bar_step + j, count - j, e)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@compiled
 def forward(
     task,
     image,
@@ -214,7 +215,7 @@ def forward(
                     put(off_row, centres, image.stride_w, task.w0, T, off, row)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@compiled
 def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_bar, x_bar):
     """Equation (13): x_bar = A(g z_bar / D) for the channels and rows of a task; in place if x_bar is z_bar.
 

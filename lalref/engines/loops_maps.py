@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from lalref.engines.loops_cache import compiled
 from lalref.engines.loops_lanes import LANES, fill, inner, load, round_like, select, store, widen
 
 # exp of less than this is on its way to underflow in float64; beyond it probabilities stay logarithms.
@@ -23,7 +23,7 @@ def _grid(length, stride):
     return (length + stride - 1) // stride
 
 
-@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@compiled
 def pool_probability(task, image, y, valid, log_u, off, radii, weight, log_weight, by_count, ell, log_pooled):
     """Equations (6) and (18) for the windows of a task's rows: ell, and log of the sum over the group of w u.
 
@@ -76,7 +76,7 @@ def pool_probability(task, image, y, valid, log_u, off, radii, weight, log_weigh
                 ell[p] = math.log(D) - log_pooled[p]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@compiled
 def receive(task, image, y, valid, ell, log_pooled, g, log_u, radii, weight, log_weight, R):
     """Equation (14) for the pixels of a task's rows: R_q = sum over p of g_p rho_pq, rho_pq = w u_q[y] / sum of w u.
 
@@ -128,7 +128,7 @@ def _power(r, n):
     return result
 
 
-@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@compiled
 def largest_of(ell, start, stop):
     """The largest of ell[start:stop], all >= 0; NaN if one is NaN."""
     top = fill(ell, 0)
@@ -146,7 +146,7 @@ def largest_of(ell, start, stop):
     return lanes.max()
 
 
-@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@compiled
 def power_sum(ell, omega, scale, n, start, stop):
     """Sum of omega (scale ell)**n over start <= i < stop, in float64; omega is empty where it is 1."""
     total = fill(omega, 0)
@@ -168,7 +168,7 @@ def power_sum(ell, omega, scale, n, start, stop):
     return lanes.sum()
 
 
-@njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@compiled
 def write_shares(ell, omega, scale, n, factor, start, stop, g):
     """g = factor omega (scale ell)**n over start <= i < stop, rounded to the type of g, which may be ell."""
     i = start

@@ -129,6 +129,9 @@ class Case:
                 labels = np.where(void, labels.dtype.type(new), labels)
             elif void.any():
                 return None
+        idle = set() if any(radii) else {"pooling"}
+        if options["p"] == 1 or options["reduction"] == "none":
+            idle.add("minkowski")
         kept = {k: v for k, v in options.items() if v != OPTIONS[k]}
         return dataclasses.replace(
             self,
@@ -136,7 +139,7 @@ class Case:
             logits=np.ascontiguousarray(np.moveaxis(self.logits, axis, new_axis)),
             labels=labels,
             options=kept,
-            stages=tuple(s for s in self.stages if s != "pooling" or any(radii)),
+            stages=tuple(s for s in self.stages if s not in idle),
         )
 
     def asks_for(self) -> set[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lalref.oracle import golden
-from lalref.oracle.case import STAGES, Case
+from lalref.oracle.case import OPTIONS, STAGES, Case
 from lalref.oracle.cases import CASES
 from lalref.oracle.golden import Golden
 from lalref.oracle.inputs import FloatArray
@@ -118,9 +118,18 @@ def verify(
             answers[case.name] = golden.make(case)
         result, picture = _judge(subject, case, each, feature, answers[case.name])
         results.append(result)
-        if picture and result.decides(strict) and (worst is None or picture.most > worst.most):
+        if picture and result.decides(strict) and (worst is None or _telling(picture) > _telling(worst)):
             worst = picture
     verdict, reason = _decide(results, {case.name: case for case, _, _ in runs}, strict)
+    if (
+        verdict == "wrong"
+        and not subject.fixed
+        and (built_in := [k for k in OPTIONS if k not in subject.takes])
+    ):
+        reason += (
+            f". What it does not take ({', '.join(built_in)}) was expected at its default: "
+            "name other values that it has built in with --fixed name=value,... (fixed= in Python)"
+        )
     return Report(
         verdict=verdict,
         reason=reason,
@@ -169,6 +178,11 @@ def _judge(
     else:
         picture = Worst(case, dtype, "gradient", right.grad[0], answer.grad, grad_units)
     return result(outcome, value, grad, note), picture
+
+
+def _telling(picture: Worst) -> tuple[int, float]:
+    """The wrong number that says most comes first: a finite one, for inf is often an accident of its own."""
+    return (0 if picture.most <= LIMIT else 2 if picture.most < math.inf else 1), picture.most
 
 
 @functools.cache
