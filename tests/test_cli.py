@@ -151,4 +151,4 @@ def test_doctor_says_what_the_cuda_engine_lacks(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (cuda,) = [engine for engine in engines() if engine.name == "cuda"]
     assert not cuda.available
-    assert "CuPy is not installed" in cuda.reason
+    assert "needs CuPy: install lalref[cuda13]" in cuda.reason
