@@ -24,7 +24,8 @@ test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorF
 
 test-cuda-host: $(VENV_CUDA)/ready ## the GPU kernels: run on the CPU, and compiled for three GPUs
 	@command -v g++ > /dev/null || { echo "skipped: test-cuda-host needs g++, and there is none here. On Debian and Ubuntu: apt install g++"; exit 0; }; \
-	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host
+	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
+	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first (QUICK=--quick for a first look)
 	@mkdir -p out

@@ -1,9 +1,12 @@
 """What the tests of the promises share: one table of engines, dtypes, layouts and options, and small inputs.
 
-An engine joins by its name in ENGINES. Inputs come from the formulas of `lalref.oracle.inputs`.
+An engine joins by its name in ENGINES. The cuda engine is held to the same tests on the CPU, by
+`make test-cuda-host`, which names it in LALREF_TEST_ENGINES; conftest.py then launches its kernels there.
+Inputs come from the formulas of `lalref.oracle.inputs`.
 """
 
 import math
+import os
 
 import ml_dtypes
 import numpy as np
@@ -14,8 +17,8 @@ from lalref.oracle.inputs import VOID, eighths, scattered, weights
 
 INF, NAN = math.inf, math.nan
 
-ENGINES = ("array", "numba")
-MOST_AXES = {"array": 5, "numba": 3}  # spatial ones
+ENGINES = tuple(os.environ.get("LALREF_TEST_ENGINES", "array,numba").split(","))
+MOST_AXES = {"array": 5, "numba": 3, "cuda": 2}  # spatial ones
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 OPTIONS = {
     "default": {},
@@ -110,7 +113,14 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.ke
 
 
 @st.composite
-def problems(draw, *, axes=(0, 3), smoothed=True, reductions=("mean", "sum", "none"), exponents=None):
+def problems(
+    draw,
+    *,
+    axes=(0, min(3, *map(MOST_AXES.get, ENGINES))),
+    smoothed=True,
+    reductions=("mean", "sum", "none"),
+    exponents=None,
+):
     """Draw logits (N, C, *S), labels with void ones, and keyword arguments over every option of the loss."""
     S = tuple(draw(st.lists(st.integers(1, 5), min_size=axes[0], max_size=axes[1])))
     N, C = draw(st.integers(1, 2)), draw(st.integers(1, 4))

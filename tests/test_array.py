@@ -85,6 +85,8 @@ def test_the_value_is_the_definitions(engine, problem):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_value_and_every_gradient_entry_are_within_two_units_of_truth(engine, dtype, case):
+    if case.labels.ndim - 1 > MOST_AXES[engine]:
+        pytest.skip(f"{engine} takes up to {MOST_AXES[engine]} spatial axes")
     right = golden.load()[case.name]
     unit = error_unit(case, dtype, right.value[0], right.grad[0])
     value, grad = lal_value_and_grad(

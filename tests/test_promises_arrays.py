@@ -312,9 +312,8 @@ def test_other_libraries_labels_or_weights_are_refused_by_name():
 
 @each_engine
 def test_the_engines_have_one_signature(engine):
-    module = importlib.import_module(
-        {"numba": "lalref.engines.loops"}.get(engine, f"lalref.engines.{engine}")
-    )
+    room = {"numba": "loops", "cuda": "kernels"}.get(engine, engine)
+    module = importlib.import_module(f"lalref.engines.{room}")
     forward, backward = (inspect.signature(f) for f in (module.window_losses, module.window_losses_vjp))
     assert list(forward.parameters) == ["logits", "labels", "valid", "options"]
     assert list(backward.parameters) == ["logits", "labels", "valid", "options", "g"]

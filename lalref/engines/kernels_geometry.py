@@ -64,7 +64,8 @@ class Geometry:
         full["C"], full["alpha"] = C, options.label_smoothing
         full["H"], full["W"] = H, _ = _as_image(S, 1) if S else (1, N)
         full["rows"], full["columns"] = _as_image(grid, 1) if S else (1, N)
-        full["stride_h"], full["stride_w"] = _as_image(options.strides(len(S)), 1)
+        strides = [min(s, max(1, length)) for s, length in zip(options.strides(len(S)), S, strict=True)]
+        full["stride_h"], full["stride_w"] = _as_image(strides, 1)
         full["reach_h"], full["reach_w"] = _as_image(reach(S, options), 0)
         set_steps(full, "x", logits)
         call = full.copy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -46,6 +47,26 @@ def on_host(order: int = 0, small_tiles: bool = False, last: int = 2**32 - 1, **
         stack.enter_context(mock.patch.object(lalref.loss, "choose", choose))
         if small_tiles:
             stack.enter_context(mock.patch.multiple(kernels_geometry, **SMALL_TILES))
+        yield
+
+
+@contextlib.contextmanager
+def served_by_name() -> Iterator[None]:
+    """Let engine="cuda" take NumPy arrays, its kernels running on the CPU; nothing else is replaced."""
+    why_not = kernels.why_not
+
+    def as_on_a_device(logits: Any, options: Any) -> str:
+        with (
+            mock.patch.object(kernels, "library", lambda xp: "cupy"),
+            mock.patch("importlib.util.find_spec", lambda name: name),
+            mock.patch.dict(sys.modules, cupy=mock.Mock()),
+        ):
+            return why_not(logits, options)
+
+    with (
+        mock.patch.object(kernels, "load", compiled),
+        mock.patch.object(kernels, "why_not", as_on_a_device),
+    ):
         yield
 
 
