@@ -19,6 +19,7 @@ INF, NAN = math.inf, math.nan
 
 ENGINES = tuple(os.environ.get("LALREF_TEST_ENGINES", "array,numba").split(","))
 MOST_AXES = {"array": 5, "numba": 3, "cuda": 2}  # spatial ones
+AXES = 0, min(3, *(MOST_AXES[engine] for engine in ENGINES))  # that every engine here takes
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 OPTIONS = {
     "default": {},

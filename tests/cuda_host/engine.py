@@ -57,7 +57,7 @@ def served_by_name() -> Iterator[None]:
 
     def as_on_a_device(logits: Any, options: Any) -> str:
         with (
-            mock.patch.object(kernels, "library", lambda xp: "cupy"),
+            mock.patch.object(kernels, "library", return_value="cupy"),
             mock.patch("importlib.util.find_spec", lambda name: name),
             mock.patch.dict(sys.modules, cupy=mock.Mock()),
         ):
