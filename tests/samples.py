@@ -117,7 +117,7 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.ke
 def problems(
     draw,
     *,
-    axes=(0, min(3, *map(MOST_AXES.get, ENGINES))),
+    axes=AXES,
     smoothed=True,
     reductions=("mean", "sum", "none"),
     exponents=None,
