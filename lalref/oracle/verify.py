@@ -206,9 +206,11 @@ def _decide(results: list[Result], cases: Mapping[str, Case], strict: bool) -> t
     failed = [r for r in deciding if r.outcome != "holds"]
     kinds = "core and extended cases" if strict else "core cases"
     if failed:
-        told = f"{_names(failed)} of {_names(deciding)} {kinds} are wrong"
+        told = (
+            f"{_names(failed)} of {_names(deciding)} {kinds} {'is' if _names(failed) == 1 else 'are'} wrong"
+        )
         if raised := [r for r in failed if r.note.startswith(RAISED)]:
-            told += f"; in {_names(raised)} of them it raised"
+            told += "; it raised" if _names(failed) == 1 else f"; in {_names(raised)} of them it raised"
         if len(raised) == len(deciding):
             told += ": is it a subject of this framework?"
         return "wrong", told

@@ -1,0 +1,121 @@
+"""A report is read at 80 columns by people, and by machines: both find what was found."""
+
+import dataclasses
+import io
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from mistakes_fixture import MISTAKES, Textbook
+from rich.console import Console
+
+from lalref import oracle
+from lalref.oracle.verify import LIMIT
+
+textbook = Textbook()
+centre_only = next(m for m in MISTAKES if m.__name__ == "CentreOnly")()
+
+FOUND = SimpleNamespace(
+    summary="Your backward reads the centre pixel only.",
+    findings=[
+        SimpleNamespace(
+            mistake="centre-only", sentence="Only the centre gets gradient", agreement_units=0.75
+        ),
+        SimpleNamespace(mistake="not-quite", sentence="Nobody knows", agreement_units=math.inf),
+    ],
+)
+PROTOCOL = [
+    ("called twice", "ok", ""),
+    ("reversed view", "differs", "value 3.5 off"),
+    ("float16", "unsupported", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    """The report of a backward that reads the centre only."""
+    return oracle.verify(centre_only, dtype="float64")
+
+
+def at(width, report):
+    """What a terminal of this width shows."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    console.print(report)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 132])
+def test_no_header_and_no_number_is_cut_off(wrong, width):
+    text = at(width, wrong)
+    assert "…" not in text
+    (header,) = [line for line in text.splitlines() if "dtype" in line]
+    assert {"case", "dtype", "value", "gradient", "purpose,"} <= set(header.split())
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_the_picture_shows_what_was_given_expected_and_got_with_the_wrong_entries_marked(wrong):
+    worst = wrong.worst
+    text = str(wrong)
+    picture = text[text.index("Worst:") :].split("\n\n")[0]
+    assert [word for word in ("labels", "logits", "expected", "got") if word in picture] == [
+        "labels",
+        "logits",
+        "expected",
+        "got",
+    ]
+    n, c, i, j = worst.index
+    window = (n, c, slice(max(0, i - 2), i + 3), slice(max(0, j - 1), j + 2))
+    assert picture.count("* ") + picture.count("*\n") + picture.endswith("*") - 1 == 2 * np.sum(
+        worst.units[window] > LIMIT
+    )
+    for array in (worst.case.logits[window], worst.expected[window], worst.got[window]):
+        assert all(f"{v:.3g}" in picture for v in array.flat)
+
+
+def test_one_wrong_case_is_one_and_several_are_several():
+    def off(case_p):
+        def f(logits, labels, **options):
+            value, grad = textbook(logits, labels, **options)
+            return value * (1.01 if options["p"] in case_p and options["stride"] == 1 else 1), grad
+
+        return f
+
+    assert oracle.verify(off([20.0]), dtype="float64").reason == "2 of 60 core cases are wrong"
+    assert oracle.verify(off([2.5]), dtype="float64", quick=True).reason.endswith("core cases is wrong")
+
+
+def test_what_was_diagnosed_shrunk_and_tried_is_told_to_people_and_to_machines(wrong):
+    full = dataclasses.replace(
+        wrong, diagnosis=FOUND, shrunk=SimpleNamespace(code="import numpy as np\nx = 1"), protocol=PROTOCOL
+    )
+    text = at(80, full)
+    for said in (
+        "Your backward reads the centre pixel only.",
+        "Only the centre gets gradient (centre-only; agrees to 0.75 units).",
+        "\nimport numpy as np\nx = 1",
+        "Ways to call it that hold: called twice.",
+        "reversed view: differs, value 3.5 off.",
+        "float16: unsupported.",
+    ):
+        assert said in text
+    assert text.index("centre pixel only") < text.index("Cases that differ") < text.index("import numpy")
+    found = json.loads(json.dumps(full.to_dict(), allow_nan=False))
+    assert found["diagnosis"] == [
+        {"mistake": "centre-only", "sentence": "Only the centre gets gradient", "agreement_units": 0.75},
+        {"mistake": "not-quite", "sentence": "Nobody knows", "agreement_units": None},
+    ]
+    assert found["summary"] == FOUND.summary
+    assert found["protocol"][1] == {"name": "reversed view", "outcome": "differs", "note": "value 3.5 off"}
+    assert found["shrunk"] == "import numpy as np\nx = 1"
+    assert {"verdict", "cases", "extended", "skipped", "versions"} <= set(found)
+
+
+def test_what_was_not_looked_for_is_not_told(wrong):
+    bare = dataclasses.replace(wrong, diagnosis=None, shrunk=None, protocol=())
+    text = at(80, bare)
+    assert "What the mistake is" not in text
+    assert "Ways to call it" not in text
+    assert bare.to_dict()["diagnosis"] == []
+    assert bare.to_dict()["shrunk"] is None
