@@ -1,0 +1,5 @@
+"""lalref inside a framework: `lalref.adapters.torch`, `.torch_distributed`, `.jax`, `.tensorflow` and `.dask`.
+
+Each is imported by its full name, and only then its framework. An adapter speaks its framework's conventions at
+its own door and hands the same memory to an engine; no arithmetic of the loss may come in.
+"""
