@@ -48,6 +48,7 @@ struct Call {
     int rows, columns, stride_h, stride_w; // of the windows: window (a, b) stands at pixel (a stride_h, b stride_w)
     int reach_h, reach_w;                  // r of each axis, cut to where weights are not 0
     int most, span;                        // classes of a tile to pool one by one, 0: by cells; U_t at a time
+    int counted;                           // D of (7) is the group's size, not its sum of weights
 };
 
 // Labels as `pool` meets them: of the pixels or of the windows of one image, -1 where nothing is read.
@@ -68,7 +69,14 @@ struct Place {
     Index n, at;        // the image, and the entry within the batch's map
     int a, b, first_b;  // first_b: the tile's first column
     int label;          // -1 outside the map too
-    const int* kinds;   // how many classes the tile has, -1 where they are too many, and which
+    const int* kinds;   // how many classes the tile has, -1 where they are too many, and each as a Kind
+};
+
+// A class of a tile, and the thread that stands at one pixel of it; a block has at most 256 threads.
+struct Kind {
+    int packed;
+    __device__ int label() const { return packed >> 8; }
+    __device__ int thread() const { return packed & 255; }
 };
 
 __device__ inline int tiles_of(const Map& map) {
@@ -190,42 +198,74 @@ __device__ void pool_kind(const Call& call, const Map& in, const Place& p, int k
     }
 }
 
-// z = A u for G channels at once. Every thread of a block must come here; the tile's classes decide how.
+// z = A (u - near) for G channels at once, `near` being a number of the group's own that the source names: 0, or for
+// logits one of them. Every thread of a block must come here; the tile's classes decide how.
 template <typename T, int G, typename Source>
-__device__ void pool(const Call& call, const Map& out, const Map& in, const Place& p, const Source& u, const T* weight, T* sums, T (&z)[G]) {
-    for (int g = 0; g < G; ++g) z[g] = 0;
+__device__ void pool(const Call& call, const Map& out, const Map& in, const Place& p, Source u, const T* weight, T* sums, T (&z)[G], T (&near)[G]) {
+    for (int g = 0; g < G; ++g) z[g] = near[g] = 0;
     const int count = call.most > 0 ? p.kinds[0] : -1;
     if (count < 0) {
-        if (p.label >= 0) pool_cells<T, G>(call, out, in, p, u, weight, z);
+        if (p.label < 0) return;
+        u.stay_near(p.a * out.step_h, p.b * out.step_w);
+        for (int g = 0; g < G; ++g) near[g] = u.near(g);
+        pool_cells<T, G>(call, out, in, p, u, weight, z);
     } else
-        for (int k = 1; k <= count; ++k) pool_kind<T, G>(call, in, p, p.kinds[k], u, weight, sums, z);
+        for (int k = 1; k <= count; ++k) {
+            const Kind kind{p.kinds[k]};
+            const int row = kind.thread() / blockDim.x, column = kind.thread() % blockDim.x;
+            u.stay_near(p.a - threadIdx.y + row, p.first_b + column);
+            if (p.label == kind.label())
+                for (int g = 0; g < G; ++g) near[g] = u.near(g);
+            pool_kind<T, G>(call, in, p, kind.label(), u, weight, sums, z);
+        }
 }
 
 // What is pooled: G channels from `first`; where fewer are left the last one is worked out again.
-template <typename X, typename T> struct Logits {
+// A mean is rounded in proportion to what is averaged, and a nearly perfect prediction turns on the differences of
+// means: so logits are pooled as they differ from those of one pixel of the group. Not where D counts, for then a
+// constant does not come through pooling unchanged.
+template <typename X, typename T, int G> struct Logits {
     const X* x;
     Index step_c, step_h, step_w;
     int first, last;
+    bool apart;
+    T from[G];
     __device__ Logits(const Call& call, const X* logits, Index n, int first)
-        : x(logits + n * call.x_n), step_c(call.x_c), step_h(call.x_h), step_w(call.x_w), first(first), last(call.C - 1) {}
-    __device__ T operator()(int g, int a, int b) const { return widen(x[min(first + g, last) * step_c + a * step_h + b * step_w]); }
+        : x(logits + n * call.x_n), step_c(call.x_c), step_h(call.x_h), step_w(call.x_w), first(first), last(call.C - 1), apart(!call.counted) {
+        for (int g = 0; g < G; ++g) from[g] = 0;
+    }
+    __device__ T logit(int g, int a, int b) const { return widen(x[min(first + g, last) * step_c + a * step_h + b * step_w]); }
+    __device__ void stay_near(int a, int b) {
+        for (int g = 0; g < G; ++g) {
+            const T v = apart ? logit(g, a, b) : T(0);
+            from[g] = is_finite(v) ? v : T(0);
+        }
+    }
+    __device__ T near(int g) const { return from[g]; }
+    __device__ T operator()(int g, int a, int b) const { return logit(g, a, b) - from[g]; }
 };
-template <typename T> struct Planes {
+template <typename T> struct AsItIs {
+    __device__ void stay_near(int, int) {}
+    __device__ T near(int) const { return 0; }
+};
+template <typename T> struct Planes : AsItIs<T> {
     const T* z;
     Index plane;
     int columns, last;
+    __device__ Planes(const T* z, Index plane, int columns, int last) : z(z), plane(plane), columns(columns), last(last) {}
     __device__ T operator()(int g, int a, int b) const { return z[min(g, last) * plane + (Index)a * columns + b]; }
 };
-template <typename T> struct One {
+template <typename T> struct One : AsItIs<T> {
     __device__ T operator()(int, int, int) const { return 1; }
 };
-template <typename T> struct Numbers {
+template <typename T> struct Numbers : AsItIs<T> {
     const T* u;
     int columns;
+    __device__ Numbers(const T* u, int columns) : u(u), columns(columns) {}
     __device__ T operator()(int, int a, int b) const { return u[(Index)a * columns + b]; }
 };
 
-// Which classes the pixels of each tile have, in falling order: kinds (N, tiles, most + 1).
+// Which classes the pixels of each tile have, as Kinds in falling order: kinds (N, tiles, most + 1).
 extern "C" __global__ void list_kinds(const int* __restrict__ labels, int* __restrict__ kinds, Call call) {
     __shared__ int largest[32];
     const int tiles = tiles_of(pixels_of(call, labels, 0));
@@ -233,7 +273,7 @@ extern "C" __global__ void list_kinds(const int* __restrict__ labels, int* __res
     const Place p = place(call, pixels_of(call, labels, n), kinds, n, blockIdx.x % tiles);
     const int id = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
     int* list = kinds + (Index)blockIdx.x * (call.most + 1);
-    int rest = p.label;
+    int rest = p.label < 0 ? -1 : p.label << 8 | id;
     for (int count = 0;; ++count) {
         int kind = rest;
         for (int lanes = 16; lanes > 0; lanes /= 2) kind = max(kind, __shfl_xor_sync(0xffffffffu, kind, lanes));
@@ -247,7 +287,7 @@ extern "C" __global__ void list_kinds(const int* __restrict__ labels, int* __res
             else list[count + 1] = kind;
         }
         if (!found || full) return;
-        if (rest == kind) rest = -1;
+        if (rest >> 8 == kind >> 8) rest = -1;
     }
 }
 
@@ -261,7 +301,7 @@ __global__ void divisors(const int* __restrict__ labels, const int* __restrict__
     const Index n = blockIdx.x / tiles;
     const Map out = windows_of(call, centres, n), in = pixels_of(call, labels, n);
     const Place p = place(call, out, kinds, n, blockIdx.x % tiles);
-    T z[1];
-    pool<T, 1>(call, out, in, p, One<T>(), weight, sums, z);
+    T z[1], near[1];
+    pool<T, 1>(call, out, in, p, One<T>(), weight, sums, z, near);
     if (p.a < out.rows && p.b < out.columns) D[p.at] = p.label >= 0 ? z[0] : T(1);
 }

@@ -129,6 +129,7 @@ class _Kept:
     ell: Array  # (N, *grid)
     D: Array  # (N, *grid)
     top: Array  # m of (17) for every window, or in probability space every pixel
+    top_lo: Any  # what top's rounding left out, windows only
     norm: Array  # sum of exp(. - m)
     off: Array  # 1 - P_y, or 1 - u
     log_u: Array | None = None  # (N, *S)
@@ -205,14 +206,14 @@ class _Work:
         D, ell = self.divisor(count), self.map(self.centres)
         shared = (self.labels, self.centres, self.kinds, D)
         if self.options.space == "logits":
-            kept = tuple(self.map(self.centres) for _ in range(3)) if keep else (NULL,) * 3
+            kept = tuple(self.map(self.centres) for _ in range(4)) if keep else (NULL,) * 4
             self.launch("losses", windows, self.logits, *shared, ell, *kept, None)
             return _Kept(ell, D, *kept)
         top, norm, off, log_u = (self.map(self.labels) for _ in range(4))
         self.launch("pixels", pixels, self.logits, self.labels, top, norm, off, log_u, None)
         weights, log_pooled = self.divisor(False) if count else D, self.map(self.centres)
         self.launch("merge", windows, *shared, weights, off, log_u, ell, log_pooled, None)
-        return _Kept(ell, D, top, norm, off, log_u, log_pooled)
+        return _Kept(ell, D, top, NULL, norm, off, log_u, log_pooled)
 
     def backward(self, kept: _Kept, g: Array) -> Array:
         """From g, the derivative with respect to each ell (N, *grid), to the gradient (N, C, *S)."""
@@ -228,7 +229,7 @@ class _Work:
             self.launch("spread", pixels, *spread, call=call)
             return grad
         maps = (self.labels, self.centres, self.kinds)
-        softmax = (kept.D, kept.ell, kept.top, kept.norm, kept.off, g)
+        softmax = (kept.D, kept.ell, kept.top, kept.top_lo, kept.norm, kept.off, g)
         N, C, (images, channels) = geometry.N, int(call["C"][0]), geometry.groups
         plane = math.prod(self.centres.shape) // max(1, N)
         slope = self.xp.empty((images, channels, plane), dtype=self.dtype)  # scratch for each group in turn

@@ -11,9 +11,9 @@ __global__ void pixels(const X* __restrict__ logits, const int* __restrict__ lab
     const Place p = place(call, pixels_of(call, labels, n), nullptr, n, blockIdx.x % tiles);
     if (p.label < 0) return;  // an ignored pixel is never read
     Softmax<T> f;
-    for (int c = 0; c < call.C; ++c) f.add(Logits<X, T>(call, logits, n, c)(0, p.a, p.b), c == p.label);
+    for (int c = 0; c < call.C; ++c) f.add(Merged<T>(Logits<X, T, 1>(call, logits, n, c).logit(0, p.a, p.b), 0), c == p.label);
     const bool no_class = p.label >= call.C;
-    top[p.at] = f.m;
+    top[p.at] = f.m.hi + f.m.lo;
     norm[p.at] = f.norm();
     off[p.at] = no_class ? not_a_number<T>() : f.off();
     log_u[p.at] = no_class ? not_a_number<T>() : -f.loss(0);
@@ -36,8 +36,8 @@ __global__ void merge(const int* __restrict__ labels, const int* __restrict__ ce
     const Map out = windows_of(call, centres, n), in = pixels_of(call, labels, n);
     const Place p = place(call, out, kinds, n, blockIdx.x % tiles);
     const Index first = n * call.H * call.W;
-    T missing[1];
-    pool<T, 1>(call, out, in, p, Numbers<T>{off + first, call.W}, weight, sums, missing);
+    T missing[1], near[1];
+    pool<T, 1>(call, out, in, p, Numbers<T>(off + first, call.W), weight, sums, missing, near);
     if (p.a >= out.rows || p.b >= out.columns) return;
     if (p.label < 0) {
         ell[p.at] = 0;
@@ -95,7 +95,7 @@ __global__ void spread(const X* __restrict__ logits, const int* __restrict__ lab
     for (int c = 0; c < call.C; ++c) {
         T x_bar = 0;
         if (sent != 0) {
-            const T u = exp(Logits<X, T>(call, logits, n, c)(0, p.a, p.b) - top[p.at]) / norm[p.at];
+            const T u = exp(Logits<X, T, 1>(call, logits, n, c).logit(0, p.a, p.b) - top[p.at]) / norm[p.at];
             x_bar = sent * (c == p.label ? -off[p.at] : u);
         }
         narrow(x_bar, grad[n * call.grad_n + c * call.grad_c + p.a * call.grad_h + p.b * call.grad_w]);

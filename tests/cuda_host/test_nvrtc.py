@@ -16,7 +16,7 @@ except (RuntimeError, ImportError, OSError) as error:  # CuPy is here, but not t
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
 THREADS = 256  # of a block, see kernels_geometry
-REGISTERS = {"float": 128, "double": 176}  # of a thread: so that a multiprocessor holds two blocks, and one
+REGISTERS = {"float": 128, "double": 192}  # of a thread: so that a multiprocessor holds two blocks, and one
 
 
 def every_kernel():
