@@ -7,28 +7,23 @@ answers come from `golden`, units from `units`, calls from `subjects`; here they
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from lalref.oracle import golden
 from lalref.oracle.case import OPTIONS, STAGES, Case
 from lalref.oracle.cases import CASES
-from lalref.oracle.golden import Golden
-from lalref.oracle.inputs import FloatArray
+from lalref.oracle.judge import LIMIT, RAISED, in_units, judge
 from lalref.oracle.report import Report, Result, Worst
 from lalref.oracle.subjects import Subject, UsageError
-from lalref.oracle.units import Units, error_unit
+
+__all__ = ["LIMIT", "in_units", "verify"]
 
 DECIDING_DTYPES = ("float32", "float64")
 PROBED_DTYPES = ("float16", "bfloat16")
 PROBES = ("plain", "scattered-void", "wide-range", "p-2.5", "probabilities", "sum")  # in the probed dtypes
-LIMIT = 8.0  # units: beyond this an answer is wrong
-RAISED = "raised "  # how the note of a subject's exception begins
 ENOUGH = 12  # core cases without which there is no verdict "right"
 
 
@@ -58,7 +53,8 @@ def verify(
         with right answers that truth works out on the spot (some seconds). An option that `f` lacks and that
         is not named here is taken to be at its default.
     quick : bool
-        A selection of the core cases; extended features only under `strict`.
+        A selection of the core cases (for JAX, which compiles each set of options anew, those with every
+        option at its default); extended features only under `strict`.
     strict : bool
         Let the extended features decide too.
     progress : callable, optional
@@ -97,6 +93,8 @@ def verify(
     for case in CASES:
         if quick and not (case.quick or (strict and not case.core)):
             continue
+        if quick and subject.framework == "jax" and case.core and not case.asks_for() <= {"grad_output"}:
+            continue  # XLA compiles every set of options anew
         lacking = subject.lacks(case)
         if lacking and case.core and set(lacking) <= set(subject.fixed):
             refitted = case.refitted({option: subject.fixed[option] for option in lacking})
@@ -116,7 +114,7 @@ def verify(
     for case, each, feature in runs if progress is None else progress(runs):
         if case.name not in answers:  # not in the table: truth is asked on the spot
             answers[case.name] = golden.make(case)
-        result, picture = _judge(subject, case, each, feature, answers[case.name])
+        result, picture = judge(subject, case, each, feature, answers[case.name])
         results.append(result)
         if picture and result.decides(strict) and (worst is None or _telling(picture) > _telling(worst)):
             worst = picture
@@ -148,56 +146,9 @@ def verify(
     )
 
 
-def _judge(
-    subject: Subject, case: Case, dtype: str, feature: str, right: Golden
-) -> tuple[Result, Worst | None]:
-    """Ask for one case in one dtype and measure the answer."""
-
-    def result(outcome: str, value: float, grad: float, note: str) -> Result:
-        return Result(case.name, case.reason, dtype, feature, outcome, value, grad, note)
-
-    try:
-        answer = subject(case, dtype)
-    except UsageError:
-        raise
-    except Exception as error:
-        told = f"{RAISED}{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        return result("unsupported" if feature else "differs", math.inf, math.inf, told), None
-    for what in ("value", "grad"):
-        got, expected = getattr(answer, what).shape, getattr(right, what).shape[1:]
-        if got != expected:
-            name = {"value": "value", "grad": "gradient"}[what]
-            return result("differs", math.inf, math.inf, f"{name} of shape {got}, expected {expected}"), None
-    unit = _unit(case, dtype, right)
-    value_units = in_units(answer.value, right.value, unit.value)
-    grad_units = in_units(answer.grad, right.grad, unit.grad)
-    value, grad = float(value_units.max(initial=0)), float(grad_units.max(initial=0))
-    note = f"wrote to its input {' and '.join(answer.changed)}" if answer.changed else ""
-    outcome = "differs" if note or max(value, grad) > LIMIT else "holds"
-    if value > grad:
-        picture = Worst(case, dtype, "value", right.value[0], answer.value, value_units)
-    else:
-        picture = Worst(case, dtype, "gradient", right.grad[0], answer.grad, grad_units)
-    return result(outcome, value, grad, note), picture
-
-
 def _telling(picture: Worst) -> tuple[int, float]:
     """The wrong number that says most comes first: a finite one, for inf is often an accident of its own."""
     return (0 if picture.most <= LIMIT else 2 if picture.most < math.inf else 1), picture.most
-
-
-@functools.cache
-def _unit(case: Case, dtype: str, right: Golden) -> Units:
-    return error_unit(case, dtype, right.value[0], right.grad[0])
-
-
-def in_units(got: FloatArray, right: FloatArray, unit: FloatArray) -> FloatArray:
-    """Errors of `got` against high and low part `right` (2, ...), in units; inf where only one is NaN."""
-    with np.errstate(all="ignore"):
-        error = abs((got - right[0]) - right[1])
-        units = np.where(got == right[0], 0.0, error / unit)
-    units = np.where(np.isnan(units), math.inf, units)
-    return np.where(np.isnan(got) & np.isnan(right[0]), 0.0, units)
 
 
 def _decide(results: list[Result], cases: Mapping[str, Case], strict: bool) -> tuple[str, str]:
