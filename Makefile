@@ -5,10 +5,11 @@ VENV := .venv
 VENV_FRAMEWORKS := .venv-frameworks
 VENV_CUDA := .venv-cuda
 VENV_GPU := .venv-gpu
+VENV_NOTEBOOKS := .venv-notebooks
 CUDA ?= 12
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-frameworks test-cuda-host bench test-gpu bench-gpu lint format clean
+.PHONY: help demo test test-frameworks test-cuda-host bench test-gpu bench-gpu notebooks notebooks-check lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,6 +38,13 @@ test-gpu: $(VENV_GPU)/ready ## the same cases on a GPU (CUDA=13 for newer driver
 bench-gpu: $(VENV_GPU)/ready ## measure the kernels on a GPU and write reports/gpu.json
 	$(VENV_GPU)/bin/python -m lalref.bench.gpu
 
+notebooks: $(VENV_NOTEBOOKS)/ready ## run the notebooks and write them with their outputs
+	$(VENV_NOTEBOOKS)/bin/python notebooks/build.py $(NAMES)
+
+notebooks-check: $(VENV_NOTEBOOKS)/ready ## run the notebooks again and tell which is stale
+	$(VENV_NOTEBOOKS)/bin/python -m pytest -q tests/test_notebooks.py
+	$(VENV_NOTEBOOKS)/bin/python notebooks/build.py --check $(NAMES)
+
 lint: $(VENV)/ready ## style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -47,7 +55,7 @@ format: $(VENV)/ready ## put the code into the format that lint asks for
 	$(VENV)/bin/ruff format .
 
 clean: ## remove the environments and everything that was made
-	rm -rf $(VENV) $(VENV_FRAMEWORKS) $(VENV_CUDA) $(VENV_GPU) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_FRAMEWORKS) $(VENV_CUDA) $(VENV_GPU) $(VENV_NOTEBOOKS) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The file "ready" is the last thing written: an environment without it is incomplete and is made again.
 
@@ -67,6 +75,12 @@ $(VENV_CUDA)/ready: pyproject.toml constraints.txt
 	$(make-venv)
 	@echo "Installing lalref, CuPy and NVIDIA's compiler library into $(VENV_CUDA) (once, some minutes, 1.2 GB) ..."
 	@$(pip-install) --group test --group cuda-host --editable .
+	@touch $@
+
+$(VENV_NOTEBOOKS)/ready: pyproject.toml constraints.txt
+	$(make-venv)
+	@echo "Installing lalref, Jupyter's kernel, PyTorch and JAX into $(VENV_NOTEBOOKS) (once, some minutes, 1.5 GB) ..."
+	@$(pip-install) --group test --group notebooks --editable .
 	@touch $@
 
 $(VENV_GPU)/ready: pyproject.toml constraints.txt
