@@ -30,8 +30,10 @@ def main() -> None:
     """The locally adaptive learning loss: judge an implementation of it, and see what this machine offers."""
 
 
-def load_subject(ctx: click.Context, param: click.Parameter, value: str) -> Callable[..., Any]:
+def load_subject(ctx: click.Context, param: click.Parameter, value: str | None) -> Callable[..., Any] | None:
     """Return the function that FILE.py:FUNCTION names, the file loaded as `python FILE.py` would."""
+    if value is None:
+        return None
     file, _, function = value.rpartition(":")
     path = Path(file)
     if path.suffix != ".py" or not function:
@@ -88,7 +90,17 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 
 @main.command()
-@click.argument("subject", callback=load_subject, metavar="FILE.py:FUNCTION")
+@click.argument("subject", callback=load_subject, metavar="[FILE.py:FUNCTION]", required=False)
+@click.option(
+    "--command",
+    metavar="'./my_loss {case} {out}'",
+    help="Judge a program instead: it reads .npy and .json from the folder {case} and writes value.npy and "
+    "grad.npy into {out}.",
+)
+@click.option("--takes", metavar="name,...", help="Options that the program reads.  [default: all not fixed]")
+@click.option(
+    "--time-limit", type=float, default=10.0, show_default=True, help="Seconds that it has for one case."
+)
 @click.option("--framework", type=click.Choice(FRAMEWORKS), default="numpy", show_default=True)
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="Judge in this dtype alone.  [default: float32 and float64]"
@@ -109,7 +121,10 @@ def _split_outside_brackets(text: str) -> list[str]:
     help="Write the report to this file too.",
 )
 def verify(
-    subject: Callable[..., Any],
+    subject: Callable[..., Any] | None,
+    command: str | None,
+    takes: str | None,
+    time_limit: float,
     framework: str,
     dtype: str | None,
     fixed: dict[str, Any],
@@ -117,7 +132,7 @@ def verify(
     strict: bool,
     json_file: IO[str] | None,
 ) -> None:
-    """Tell whether FUNCTION computes the locally adaptive learning loss and its gradient.
+    """Tell whether a function or a program computes the locally adaptive learning loss and its gradient.
 
     FUNCTION is called as f(logits, labels, **options). With --framework numpy it returns (value, gradient);
     with the others it returns the value, and the framework differentiates it.
@@ -132,12 +147,17 @@ def verify(
     def progress(runs: Iterable[Any]) -> Iterable[Any]:
         return track(runs, "asking", console=Console(stderr=True), transient=True)
 
+    if (subject is None) == (command is None):
+        raise click.UsageError("name what is to be judged: FILE.py:FUNCTION, or a program with --command")
+    if takes is not None and command is None:
+        raise click.UsageError("--takes is for --command; the options of a function are in its signature")
     try:
+        named = takes.replace(" ", "").split(",") if takes is not None else None
         report = oracle.verify(
-            subject,
+            subject or oracle.Command(str(command), fixed, named, time_limit),
             framework=framework,
             dtype=dtype,
-            fixed=fixed,
+            fixed=fixed if subject else None,
             quick=quick,
             strict=strict,
             progress=progress,

@@ -5,8 +5,9 @@ off an honest implementation may be, `subjects` how implementations are called, 
 Nothing of the engines may come in: what is judged here may be an engine.
 """
 
+from lalref.oracle.command import Command
 from lalref.oracle.report import Report, Result
 from lalref.oracle.subjects import UsageError
 from lalref.oracle.verify import verify
 
-__all__ = ["Report", "Result", "UsageError", "verify"]
+__all__ = ["Command", "Report", "Result", "UsageError", "verify"]

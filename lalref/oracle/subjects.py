@@ -32,6 +32,7 @@ from lalref.oracle.case import ARGUMENTS, OPTIONS, Case
 __all__ = ["FRAMEWORKS", "Answer", "Subject", "UsageError"]
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Subject:
@@ -52,6 +53,8 @@ class Subject:
         The arguments that it is passed.
     layouts : tuple of str
         The ways its arrays can lie in memory, names of `LAYOUTS`.
+    dtypes : tuple of str
+        Those that it can be given.
 
     Raises
     ------
@@ -71,10 +74,11 @@ class Subject:
             raise UsageError(f"{framework} can't be imported ({error}): pip install {framework}") from error
         self.framework, self.fixed = framework, dict(fixed or {})
         self.name = getattr(function, "__name__", type(function).__name__)
-        self.original = function
+        self.original: Any = function  # as it was given, for reports
         self.function, self.takes = _callable_with_options(function, self.name)
         self.layouts = {"numpy": tuple(LAYOUTS), "torch": tuple(LAYOUTS)[::2]}.get(framework, ())
         self.memo: dict[Any, Any] = {}
+        self.dtypes: tuple[str, ...] = DTYPES
         self.check_fixed()
 
     def check_fixed(self) -> None:

@@ -28,7 +28,7 @@ ENOUGH = 12  # core cases without which there is no verdict "right"
 
 
 def verify(
-    f: Callable[..., Any],
+    f: Callable[..., Any] | Subject,
     *,
     framework: str = "numpy",
     dtype: str | None = None,
@@ -41,10 +41,11 @@ def verify(
 
     Parameters
     ----------
-    f : callable
+    f : callable or Command
         ``f(logits, labels, **options)``. A numpy subject returns ``(value, gradient)``; a subject of another
         framework returns the value, and the framework differentiates it. It is passed every option that its
-        signature names, class_weight as a tuple of floats, arrays as arrays of its framework.
+        signature names, class_weight as a tuple of floats, arrays as arrays of its framework. A program in
+        any language is a `lalref.oracle.Command`, with which `framework` and `fixed` are not given here.
     framework : {"numpy", "torch", "jax", "tensorflow"}
     dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         Judge in this dtype alone; by default float32 and float64 decide, and 16-bit ones are probed.
@@ -83,7 +84,9 @@ def verify(
     if dtype is not None and dtype not in DECIDING_DTYPES + PROBED_DTYPES:
         known = ", ".join(DECIDING_DTYPES + PROBED_DTYPES)
         raise UsageError(f"dtype={dtype!r} is not known: it is one of {known}, or None")
-    subject = Subject(f, framework, fixed)
+    subject = f if isinstance(f, Subject) else Subject(f, framework, fixed)
+    if dtype is not None and dtype not in subject.dtypes:
+        raise UsageError(f"dtype={dtype!r} can't be put to {subject.name}: {', '.join(subject.dtypes)} can")
     answers = dict(golden.load())
     dtypes = (dtype,) if dtype else DECIDING_DTYPES
 
@@ -107,7 +110,7 @@ def verify(
         seen.add(inputs)
         runs += [(case, each, case.feature) for each in dtypes]
         if dtype is None and case.name in PROBES and (strict or not quick):
-            runs += [(case, each, each) for each in PROBED_DTYPES]
+            runs += [(case, each, each) for each in PROBED_DTYPES if each in subject.dtypes]
 
     results: list[Result] = []
     worst: Worst | None = None
@@ -136,7 +139,7 @@ def verify(
         skipped=skipped,
         worst=worst,
         subject=subject.name,
-        framework=framework,
+        framework=subject.framework,
         framework_version=subject.version,
         dtypes=dtypes,
         fixed=subject.fixed,
