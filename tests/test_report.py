@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mistakes_fixture import MISTAKES, Textbook
 from rich.console import Console
 
 from lalref import oracle
+from lalref.oracle.mistakes import BY_ID, Textbook
 from lalref.oracle.verify import LIMIT
 
 textbook = Textbook()
-centre_only = next(m for m in MISTAKES if m.__name__ == "CentreOnly")()
+centre_only = BY_ID["centre-only"].subject()
 
 FOUND = SimpleNamespace(
     summary="Your backward reads the centre pixel only.",
@@ -82,7 +82,7 @@ def test_one_wrong_case_is_one_and_several_are_several():
 
         return f
 
-    assert oracle.verify(off([20.0]), dtype="float64").reason == "2 of 60 core cases are wrong"
+    assert oracle.verify(off([20.0]), dtype="float64").reason == "2 of 62 core cases are wrong"
     assert oracle.verify(off([2.5]), dtype="float64", quick=True).reason.endswith("core cases is wrong")
 
 

@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from mistakes_fixture import Textbook
 
 import lalref
 from lalref import truth
 from lalref.oracle import dense, golden
 from lalref.oracle.cases import BY_NAME, CASES
+from lalref.oracle.mistakes import EQUIVALENT, Textbook
+from lalref.oracle.mistakes.tape import Traced, column, exp, log
 from lalref.oracle.units import error_unit
 from lalref.oracle.verify import in_units
 
@@ -31,49 +32,51 @@ def worst_units(function, case, dtype):
 class LogSumExpThenSubtract(Textbook):
     """ell as lse - z_y, softmax as exp(z - lse)."""
 
-    def log_softmax(self, z):
-        m = z.max(1, keepdims=True, initial=-np.inf)
-        return z - (m + np.log(np.exp(z - m).sum(1, keepdims=True)))
+    def log_softmax(self, z, s):
+        m = z.value.max(1, keepdims=True, initial=-np.inf)
+        return z - (column(log(exp(z - m).sum(1))) + m)
 
 
 class DividesFirst(Textbook):
     """Weights are normalised before they are applied, and summed from the far end."""
 
-    def pool_back(self, w, D, z_bar, windows):
-        A = (w / D[:, None]).T
-        return np.cumsum((A[:, :, None] * z_bar)[:, ::-1], axis=1)[:, -1] if D.size else w.T @ z_bar
+    def pool_back(self, z_bar, back, x, g, s):
+        A = (g.w / g.D[:, None]).T
+        return np.cumsum((A[:, :, None] * z_bar)[:, ::-1], axis=1)[:, -1] if len(s.y) else z_bar
 
 
 class PowersByLogarithm(Textbook):
     """r^p as exp(p log r), the root likewise."""
 
-    def rooted(self, top, mean, p):
-        return top * np.exp(np.log(mean) / p)
+    def power_sum(self, r, p, g, s):
+        raised = np.where(r.value > 0, np.exp(p * np.log(r.value)), 0)
+        slope = np.exp((p - 1) * np.log(r.value)) if p > 1 else np.ones_like(r.value)
+        return (Traced(raised, (r, lambda g_out: g_out * p * slope)) * g.omega).sum()
 
-    def shares(self, omega, r, S, B, p):
-        mean = S / B
-        raised = np.exp((p - 1) * np.log(r)) if p > 1 else np.ones_like(r)
-        return omega * raised / B * mean / np.exp(np.log(mean) * (1 - 1 / p)) / mean
+    def root(self, mean, p):
+        return exp(log(mean) / p)
 
 
 class SumsOneByOne(Textbook):
     """Stage 3's sums are taken term after term in the working dtype."""
 
-    def pooled(self, ell, omega, at, o):
-        return super().pooled(ell[::-1], omega[::-1], at, o)[0], super().pooled(ell, omega, at, o)[1]
+    def power_sum(self, r, p, g, s):
+        terms = r**p * g.omega
+        return Traced(np.cumsum(terms.value[::-1])[-1], (terms, lambda g_out: np.full(len(s.y), g_out)))
 
-    def base(self, omega, o):
-        return np.cumsum(omega)[-1] if o.reduction == "mean" else omega.dtype.type(1)
+    def base(self, g, s):
+        return np.cumsum(g.omega)[-1] if s.o["reduction"] == "mean" else s.dtype(1)
 
 
 class FlushesToZero(Textbook):
     """Subnormal numbers become 0, as on many accelerators."""
 
-    def finish(self, x_bar, ignored):
+    def finish(self, x_bar, g, s):
         return np.where(abs(x_bar) < np.finfo(x_bar.dtype).tiny, 0, x_bar)
 
 
-HONEST = [Textbook, LogSumExpThenSubtract, DividesFirst, PowersByLogarithm, SumsOneByOne, FlushesToZero]
+VARIANTS = [LogSumExpThenSubtract, DividesFirst, PowersByLogarithm, SumsOneByOne, FlushesToZero]
+HONEST = [Textbook, *VARIANTS, *(equivalent.form for equivalent in EQUIVALENT)]
 
 
 @BOTH

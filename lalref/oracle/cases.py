@@ -179,6 +179,10 @@ def _core() -> list[Case]:
           scattered(TWO, 61, 3, VOID),
           61, space="probabilities", class_weight=(1.0, 0.5, 2.0), pixel_weight=weights(TWO, 61), stride=2,
           axis=-1, sigma=3.0),
+        c("smoothing-class-weight", "A window's class weight multiplies its whole loss, smoothing and all.", y, 92,
+          label_smoothing=0.125, class_weight=(0.5, 2.0, 1.25)),
+        c("p-100-thousands", "Losses of 2000 to the power 100 overflow float64 too.", scattered(TWO, 93, 3), 93,
+          logits=thousands((2, 3, 6, 7), 93), p=100.0),
     ]
 
 
