@@ -1,0 +1,224 @@
+"""The loss inside JAX: a function to differentiate, jit, vmap and shard.
+
+engine="array" is traced into XLA, and JAX does the rest, forward mode and any order of derivative too. Every
+other choice works on the host, with NumPy arrays and as a rule the numba engine, by a callback that jit leaves
+whole; JAX differentiates it backwards, twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Unpack
+
+import numpy as np
+
+import lalref
+from lalref.inputs import prepare
+from lalref.minkowski import Parts
+from lalref.options import OptionsDict
+
+try:
+    import jax
+except ImportError as error:
+    raise ImportError("lalref.adapters.jax needs JAX: pip install 'lalref[jax]'") from error
+
+jnp = jax.numpy
+Array = Any
+
+
+def locally_adaptive_loss(
+    logits: Array,
+    labels: Array,
+    *,
+    pixel_weight: Array | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    **options: Unpack[OptionsDict],
+) -> Array:
+    """Return the loss of `logits` and `labels`, for jax.grad, jax.jit, jax.vmap and jax.shard_map.
+
+    Parameters
+    ----------
+    logits : array (N, C, *S), float16, bfloat16, float32 or float64
+    labels : integer array (N, *S)
+    pixel_weight : floating-point array (N, *S), optional
+        It gets no gradient.
+    axis_name : str or tuple of str, optional
+        Inside jax.shard_map, with engine="array": the mesh axes over which the batch is cut. The value is then
+        that of the whole batch, on every device, and the gradient the whole's with respect to this device's
+        logits.
+    **options
+        As for `lalref.LocallyAdaptiveLoss`. With engine="array" labels can't be checked while tracing: pass
+        check=False. By the callback they are, and a wrong one stops the run.
+
+    Returns
+    -------
+    0-d array, or (N, *grid) for reduction="none"
+        float64 for float64 logits, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lalref.lal_loss`; inside jax.jit, JAX wraps what the callback raises in an error of its own.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from lalref.adapters.jax import locally_adaptive_loss
+    >>> logits, labels = jnp.zeros((1, 2, 3, 3)), jnp.zeros((1, 3, 3), jnp.uint8)
+    >>> grad = jax.jit(jax.grad(locally_adaptive_loss))(logits, labels)
+    >>> round(float(grad[0, 0].sum()), 6)
+    -0.5
+    """
+    loss = lalref.LocallyAdaptiveLoss(**options)
+    if axis_name is not None and loss.engine != "array":
+        raise ValueError(f'axis_name={axis_name!r} needs engine="array", which devices run themselves')
+    if axis_name is not None:
+        return _of_the_whole(loss, axis_name, logits, labels, pixel_weight)
+    if loss.engine == "array":
+        return loss(logits, labels, pixel_weight=pixel_weight)
+    return _value(loss, logits, labels, pixel_weight)
+
+
+# --- On the host ------------------------------------------------------------------------------------------------
+
+
+def _wide(x: Array) -> Array:
+    """16-bit logits in float32, so that the gradient is rounded once, after upstream has been applied."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def _call(function: Callable[..., Any], like: Any, *arrays: Array | None) -> Any:
+    """function(*arrays) on the host, whose results are of the shapes and dtypes of `like`."""
+
+    def host(*arrays: Array | None) -> Any:
+        found = function(*(a if a is None else np.asarray(a) for a in arrays))
+        return jax.tree.map(lambda a, b: np.asarray(a, b.dtype), found, like)
+
+    return jax.pure_callback(host, like, *arrays, vmap_method="sequential")
+
+
+def _like_value(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Any:
+    """The shape and dtype of the value; what doesn't fit is told here, before anything runs."""
+    traced = dataclasses.replace(loss, check=False, empty="zero")
+    grid = jax.eval_shape(lambda x, y, w: prepare(x, y, w, traced).valid, x, y, w).shape
+    return jax.ShapeDtypeStruct(grid if loss.reduction == "none" else (), _like(x).dtype)
+
+
+def _like(x: Array) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _value(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Array:
+    like = _like_value(loss, x, y, w)
+    return _call(lambda x, y, w: loss(x, y, pixel_weight=w), like, _wide(x), y, w)
+
+
+def _value_fwd(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Any:
+    if loss.reduction == "none":  # its gradient waits for what comes from above
+        return _value(loss, x, y, w), (x, y, w, None)
+    value, grad = _value_and_grad(loss, x, y, w)
+    return value, (x, y, w, grad)
+
+
+def _value_bwd(loss: lalref.LocallyAdaptiveLoss, kept: Any, upstream: Array) -> Any:
+    x, y, w, grad = kept
+    x_bar = _gradient(loss, x, y, w, upstream) if grad is None else grad * upstream
+    return x_bar.astype(x.dtype), None, None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _value_and_grad(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Any:
+    """The value and the gradient of upstream 1 in the working dtype."""
+    like = _like_value(loss, x, y, w), _like(x)
+    return _call(lambda x, y, w: loss.value_and_grad(x, y, pixel_weight=w), like, _wide(x), y, w)
+
+
+def _value_and_grad_fwd(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Any:
+    value, grad = _value_and_grad(loss, x, y, w)
+    return (value, grad), (x, y, w, grad)
+
+
+def _value_and_grad_bwd(loss: lalref.LocallyAdaptiveLoss, kept: Any, bars: tuple[Array, Array]) -> Any:
+    x, y, w, grad = kept
+    value_bar, tangent = bars
+    grad_dot = _call(
+        lambda x, y, w, v: loss.hvp(x, y, v, pixel_weight=w)[1], _like(x), _wide(x), y, w, tangent
+    )
+    return (value_bar * grad + grad_dot).astype(x.dtype), None, None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gradient(
+    loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None, upstream: Array
+) -> Array:
+    """The gradient of a map times `upstream`, in the working dtype."""
+
+    def times(x: Array, y: Array, w: Array | None, g: Array) -> Array:
+        return loss.value_and_grad(x, y, pixel_weight=w, grad_output=g)[1]
+
+    return _call(times, _like(x), _wide(x), y, w, upstream)
+
+
+def _gradient_fwd(loss: Any, x: Array, y: Array, w: Array | None, upstream: Array) -> Any:
+    return _gradient(loss, x, y, w, upstream), (x, y, w, upstream)
+
+
+def _gradient_bwd(loss: lalref.LocallyAdaptiveLoss, kept: Any, tangent: Array) -> Any:
+    x, y, w, upstream = kept
+
+    def derivatives(x: Array, y: Array, w: Array | None, g: Array, v: Array) -> Any:
+        _, value_dot = loss.jvp(x, y, v, pixel_weight=w)
+        _, grad_dot = loss.hvp(x, y, v, pixel_weight=w, grad_output=g)
+        return grad_dot, value_dot
+
+    like = _like(x), jax.ShapeDtypeStruct(upstream.shape, upstream.dtype)
+    x_bar, upstream_bar = _call(derivatives, like, _wide(x), y, w, upstream, tangent)
+    return x_bar.astype(x.dtype), None, None, upstream_bar
+
+
+_value.defvjp(_value_fwd, _value_bwd)
+_value_and_grad.defvjp(_value_and_grad_fwd, _value_and_grad_bwd)
+_gradient.defvjp(_gradient_fwd, _gradient_bwd)
+
+
+# --- On many devices --------------------------------------------------------------------------------------------
+
+
+def combine_over(axis_name: str | tuple[str, ...], parts: Parts) -> Parts:
+    """Put the parts of all devices along mesh axes together, as `lalref.combine` does; inside jax.shard_map."""
+    maximum = jax.lax.pmax(parts.maximum, axis_name)
+    nothing = dataclasses.replace(
+        parts, maximum=maximum, power_sum=0 * parts.weight, weight=0 * parts.weight, count=0 * parts.count
+    )
+    here = lalref.combine(parts, nothing)  # this device's, its powers in units of the whole's maximum
+    sums = {name: jax.lax.psum(getattr(here, name), axis_name) for name in ("power_sum", "weight", "count")}
+    return dataclasses.replace(parts, maximum=maximum, **sums)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _of_the_whole(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Array:
+    return combine_over(axis_name, loss.parts(x, y, pixel_weight=w)).value
+
+
+def _of_the_whole_fwd(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Any:
+    total = combine_over(axis_name, loss.parts(x, y, pixel_weight=w))
+    return total.value, (
+        x,
+        y,
+        w,
+        [getattr(total, name) for name in ("maximum", "power_sum", "weight", "count")],
+    )
+
+
+def _of_the_whole_bwd(loss: Any, axis_name: Any, kept: Any, upstream: Array) -> Any:
+    x, y, w, (maximum, power_sum, weight, count) = kept
+    total = Parts(maximum, power_sum, weight, count, loss, _like(x).dtype.name)
+    _, grad = loss.value_and_grad(x, y, pixel_weight=w, grad_output=upstream, total=total)
+    return grad, None, None
+
+
+_of_the_whole.defvjp(_of_the_whole_fwd, _of_the_whole_bwd)
