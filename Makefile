@@ -9,7 +9,7 @@ VENV_NOTEBOOKS := .venv-notebooks
 CUDA ?= 12
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-frameworks test-cuda-host bench test-gpu bench-gpu notebooks notebooks-check lint format clean
+.PHONY: help demo test test-frameworks test-cuda-host bench test-gpu bench-gpu nightly notebooks notebooks-check lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +27,9 @@ test-cuda-host: $(VENV_CUDA)/ready ## the GPU kernels: run on the CPU, and compi
 	@command -v g++ > /dev/null || { echo "skipped: test-cuda-host needs g++, and there is none here. On Debian and Ubuntu: apt install g++"; exit 0; }; \
 	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
 	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py
+
+nightly: $(VENV)/ready ## what takes longer: all golden values worked out again
+	$(VENV)/bin/lalref golden check
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first (QUICK=--quick for a first look)
 	@mkdir -p out

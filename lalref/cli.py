@@ -174,13 +174,49 @@ def verify(
     sys.exit(report.exit_code)
 
 
-@main.command()
-@click.argument("action", type=click.Choice(["check", "make"]))
-def golden(action: str) -> None:
-    """Work the right answers out again, by truth, to check the stored ones, or to make these anew."""
-    from lalref.oracle.__main__ import main as upkeep
+@main.group()
+def golden() -> None:
+    """The right answers: write them as files, or work them out again by truth."""
 
-    sys.exit(upkeep(["golden", action]))
+
+@golden.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--format", "form", type=click.Choice(["npz", "json"]), default="npz", show_default=True)
+def export(folder: Path, form: str) -> None:
+    """Write every case, its right answers and its stages into FOLDER, for other languages and other CI."""
+    from lalref.oracle import golden as values
+    from lalref.oracle.export import export as write
+
+    try:
+        files = write(folder, form)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{len(files) - 1} cases of version {values.version()} and index.json in {folder}")
+
+
+@golden.command()
+@click.option("--sample", type=click.IntRange(min=1), help="Only every so-many-th case.")
+def check(sample: int | None) -> None:
+    """Work the stored answers out again, by truth, and compare."""
+    from rich.progress import track
+
+    from lalref.oracle import golden as values
+
+    if different := values.check(sample, progress=track):
+        raise click.ClickException(f"these differ from truth: {', '.join(different)}")
+
+
+@golden.command()
+def make() -> None:
+    """Write the stored answers anew, by truth: for a change in the table of cases."""
+    from rich.progress import track
+
+    from lalref.oracle import golden as values
+    from lalref.oracle.cases import CASES
+
+    answers = {case.name: values.make(case) for case in track(CASES, "answers")}
+    stages = {case.name: values.make_stages(case) for case in track(CASES, "stages")}
+    click.echo(f"version {values.save(answers, stages)}")
 
 
 @main.command()

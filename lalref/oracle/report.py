@@ -195,7 +195,7 @@ class Report:
             own = "unknown"
         return {
             "lalref": own,
-            "golden": str(golden.VERSION),
+            "golden": str(golden.version()),
             "python": platform.python_version(),
             "numpy": np.__version__,
             self.framework: self.framework_version,
