@@ -1,0 +1,189 @@
+"""The loss inside TensorFlow and Keras: a function for tf.GradientTape and tf.function, and a keras.losses.Loss.
+
+Both take Keras's order, labels first, and class axis, the last one. The work is done on the host, with NumPy
+arrays and as a rule the numba engine, in an operation that tf.function leaves whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+import lalref
+from lalref.options import DefaultIgnoreIndex, OptionsDict
+
+try:
+    import keras
+    import tensorflow as tf
+except ImportError as error:
+    raise ImportError(
+        "lalref.adapters.tensorflow needs TensorFlow and Keras: pip install 'lalref[tensorflow]'"
+    ) from error
+
+Tensor = Any
+
+
+def locally_adaptive_loss(
+    y_true: Tensor,
+    y_pred: Tensor,
+    sample_weight: Tensor | None = None,
+    **options: Unpack[OptionsDict],
+) -> Tensor:
+    """Return the loss of logits `y_pred` and labels `y_true`, which TensorFlow differentiates, twice too.
+
+    Parameters
+    ----------
+    y_true : integer tensor (N, *S), or (N, *S, 1) as Keras takes it too
+    y_pred : tensor (N, *S, C), float16, bfloat16, float32 or float64
+        Logits; with axis=1 (N, C, *S).
+    sample_weight : floating-point tensor (N, *S) or (N,), optional
+        A weight for each window or each image, `pixel_weight` elsewhere in lalref. It gets no gradient.
+    **options
+        As for `lalref.LocallyAdaptiveLoss`, but that axis is -1 by default.
+
+    Returns
+    -------
+    0-d tensor, or (N, *grid) for reduction="none"
+        float64 for float64 logits, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lalref.lal_loss`; inside tf.function TensorFlow wraps what it finds in an error of its own.
+
+    Examples
+    --------
+    >>> import tensorflow as tf
+    >>> from lalref.adapters.tensorflow import locally_adaptive_loss
+    >>> logits = tf.Variable(tf.zeros((1, 3, 3, 2)))
+    >>> with tf.GradientTape() as tape:
+    ...     value = locally_adaptive_loss(tf.zeros((1, 3, 3), tf.int32), logits)
+    >>> grad = tape.gradient(value, logits)
+    >>> round(float(tf.reduce_sum(grad[..., 0])), 6)
+    -0.5
+    """
+    loss = _channels_last(options)
+    if loss.engine == "cuda":
+        raise ValueError('engine="cuda" takes CuPy arrays, and TensorFlow hands over NumPy arrays here')
+    x, y = tf.convert_to_tensor(y_pred), tf.convert_to_tensor(y_true)
+    w = None if sample_weight is None else tf.convert_to_tensor(sample_weight)
+    if y.shape.rank == x.shape.rank and y.shape[-1] == 1 and loss.axis % y.shape.rank == y.shape.rank - 1:
+        y = tf.squeeze(y, -1)
+    if w is not None and w.shape.rank == 1 and y.shape.rank > 1:
+        w = tf.broadcast_to(tf.reshape(w, (-1, *(1,) * (y.shape.rank - 1))), tf.shape(y))
+    return _value(loss, x, y, w)
+
+
+@keras.saving.register_keras_serializable(package="lalref")
+class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
+    """`locally_adaptive_loss` with its options fixed, for ``model.compile(loss=...)``.
+
+    Parameters
+    ----------
+    name : str
+    **options
+        As for `lalref.LocallyAdaptiveLoss`, which checks them here, but that axis is -1 by default. `reduction`
+        is lalref's: "mean" divides by the windows' sum of weights, and the batch is one whole, not a mean of images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lalref.adapters.tensorflow import LocallyAdaptiveLoss
+    >>> loss = LocallyAdaptiveLoss(kernel_size=3)
+    >>> round(float(loss(np.zeros((1, 3, 3, 1), np.uint8), np.zeros((1, 3, 3, 2), np.float32))), 6)
+    0.693147
+    """
+
+    def __init__(self, name: str = "locally_adaptive_loss", **options: Unpack[OptionsDict]) -> None:
+        self.options = _channels_last(options)
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                f"this loss needs Keras on TensorFlow, and it runs on {keras.backend.backend()}: set "
+                "KERAS_BACKEND=tensorflow, or take lalref.adapters.jax or .torch"
+            )
+        super().__init__(name=name, reduction=None)  # Keras would reduce a second time
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss; Keras's own call would make numbers of another type of the labels."""
+        return locally_adaptive_loss(y_true, y_pred, sample_weight, **self._said())
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the loss."""
+        return self(y_true, y_pred)
+
+    def get_config(self) -> dict[str, Any]:
+        """The name and the options, for saving."""
+        return {"name": self.name, **self._said()}
+
+    def _said(self) -> dict[str, Any]:
+        fields = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
+        return {k: v for k, v in fields.items() if not isinstance(v, DefaultIgnoreIndex)}
+
+
+def _channels_last(options: Mapping[str, Any]) -> lalref.LocallyAdaptiveLoss:
+    return lalref.LocallyAdaptiveLoss(**{"axis": -1, **options})
+
+
+# --- On the host ------------------------------------------------------------------------------------------------
+
+
+def _value(loss: lalref.LocallyAdaptiveLoss, x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
+    wide = tf.float64 if x.dtype == tf.float64 else tf.float32
+    arrays = [y] if w is None else [y, w]
+
+    def call(function: Callable[..., Any], shapes: Sequence[Any], *tensors: Tensor) -> list[Tensor]:
+        """function(*tensors, y, w) of NumPy arrays in the working dtype; results of `shapes`."""
+
+        def host(*found: Any) -> list[Any]:
+            y, *w = found[len(tensors) :]
+            results = function(*found[: len(tensors)], y, w[0] if w else None)
+            return [np.asarray(a, wide.as_numpy_dtype) for a in results]
+
+        given = [tf.cast(t, wide) for t in tensors]
+        results = tf.nest.flatten(
+            tf.numpy_function(host, [*given, *arrays], [wide] * len(shapes), stateful=False)
+        )
+        for result, shape in zip(results, shapes, strict=True):
+            result.set_shape(shape)
+        return results  # type: ignore[no-any-return]
+
+    grid = tf.TensorShape(() if loss.reduction != "none" else [None] * y.shape.rank if y.shape.rank else None)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def value(x: Tensor) -> Any:
+        if loss.reduction == "none":  # its gradient waits for what comes from above
+            (ell,) = call(lambda x, y, w: [loss(x, y, pixel_weight=w)], [grid], x)
+            return ell, lambda upstream: gradient(x, upstream)
+        L, grad = call(lambda x, y, w: loss.value_and_grad(x, y, pixel_weight=w), [grid, x.shape], x)
+        return L, lambda upstream: times(x, upstream, grad)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def gradient(x: Tensor, upstream: Tensor) -> Any:
+        """The gradient times upstream, in the dtype of x."""
+
+        def back(x: Any, g: Any, y: Any, w: Any) -> Any:
+            return loss.value_and_grad(x, y, pixel_weight=w, grad_output=g)[1:]
+
+        (grad,) = call(back, [x.shape], x, upstream)
+        return tf.cast(grad, x.dtype), lambda tangent: again(x, upstream, tangent)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def times(x: Tensor, upstream: Tensor, grad: Tensor) -> Any:
+        """`gradient` where the gradient of upstream 1 is there already."""
+        return tf.cast(grad * upstream, x.dtype), lambda tangent: (*again(x, upstream, tangent), None)
+
+    def again(x: Tensor, upstream: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivatives of <gradient, tangent> with respect to x and upstream."""
+
+        def derivatives(x: Any, g: Any, v: Any, y: Any, w: Any) -> Any:
+            _, value_dot = loss.jvp(x, y, v, pixel_weight=w)
+            _, grad_dot = loss.hvp(x, y, v, pixel_weight=w, grad_output=g)
+            return grad_dot, value_dot
+
+        x_bar, upstream_bar = call(derivatives, [x.shape, upstream.shape], x, upstream, tangent)
+        return tf.cast(x_bar, x.dtype), upstream_bar
+
+    return value(x)
