@@ -16,8 +16,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lalref.oracle.judge import LIMIT
 from lalref.oracle.report import Report, Result, Worst
-from lalref.oracle.verify import LIMIT
 
 WIDTH = 100  # of plain text
 SHOWN = 8  # rows of failing cases in the table
