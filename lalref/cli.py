@@ -120,6 +120,12 @@ def _split_outside_brackets(text: str) -> list[str]:
     type=click.File("w", encoding="utf-8", lazy=False),
     help="Write the report to this file too.",
 )
+@click.option(
+    "--junit",
+    "junit_file",
+    type=click.File("w", encoding="utf-8", lazy=False),
+    help="Write it as JUnit XML too, one testcase a case, for a CI server.",
+)
 def verify(
     subject: Callable[..., Any] | None,
     command: str | None,
@@ -131,6 +137,7 @@ def verify(
     quick: bool,
     strict: bool,
     json_file: IO[str] | None,
+    junit_file: IO[str] | None,
 ) -> None:
     """Tell whether a function or a program computes the locally adaptive learning loss and its gradient.
 
@@ -171,6 +178,10 @@ def verify(
     Console(highlight=False).print(report)
     if json_file is not None:
         json_file.write(json.dumps(report.to_dict(), indent=2) + "\n")
+    if junit_file is not None:
+        from lalref.oracle.junit import junit
+
+        junit_file.write(junit(report))
     sys.exit(report.exit_code)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -95,11 +96,12 @@ def test_a_file_that_cannot_be_imported_exits_2_and_says_why(write, code, said):
     ("port", "verdict", "code"),
     [("numpy_port.py:value_and_grad", "right", 0), ("broken_port.py:value_and_grad", "wrong", 1)],
 )
-def test_the_exit_code_is_the_verdict_and_the_report_can_be_had_as_json(port, verdict, code, tmp_path):
-    file = tmp_path / "report.json"
-    result = invoke("verify", PORTS / port, "--quick", "--json", file)
+def test_the_exit_code_is_the_verdict_and_the_report_can_be_had_for_machines(port, verdict, code, tmp_path):
+    file, xml = tmp_path / "report.json", tmp_path / "report.xml"
+    result = invoke("verify", PORTS / port, "--quick", "--json", file, "--junit", xml)
     assert result.exit_code == code, result.output
     assert json.loads(file.read_text())["verdict"] == verdict
+    assert (ElementTree.parse(xml).getroot().get("failures") == "0") == (verdict == "right")
     assert f": {verdict}" in result.stdout
 
 

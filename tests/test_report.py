@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from rich.console import Console
 
 from lalref import oracle
+from lalref.oracle.judge import LIMIT
+from lalref.oracle.junit import junit
 from lalref.oracle.mistakes import BY_ID, Textbook
-from lalref.oracle.verify import LIMIT
+from lalref.oracle.protocol import Row
 
 textbook = Textbook()
 centre_only = BY_ID["centre-only"].subject()
@@ -27,9 +30,12 @@ FOUND = SimpleNamespace(
     ],
 )
 PROTOCOL = [
-    ("called twice", "ok", ""),
-    ("reversed view", "differs", "value 3.5 off"),
-    ("float16", "unsupported", ""),
+    Row(*row)
+    for row in [
+        ("called twice", "ok", ""),
+        ("reversed view", "differs", "value 3.5 off"),
+        ("float16", "unsupported", ""),
+    ]
 ]
 
 
@@ -119,3 +125,68 @@ def test_what_was_not_looked_for_is_not_told(wrong):
     assert "Ways to call it" not in text
     assert bare.to_dict()["diagnosis"] == []
     assert bare.to_dict()["shrunk"] is None
+
+
+# ---- JUnit
+
+
+def outcomes(suite):
+    """The kind of each testcase by (class, name): what is in it, or "passed"."""
+    found = {}
+    for case in suite.iter("testcase"):
+        children = [child.tag for child in case]
+        assert len(children) <= 1
+        assert set(children) <= {"failure", "error", "skipped"}
+        assert all("message" in child.attrib for child in case)
+        found[case.get("classname"), case.get("name")] = children[0] if children else "passed"
+    return found
+
+
+def parsed(report):
+    suite = ET.fromstring(junit(report))
+    assert [child.tag for child in suite][:2] == ["properties", "testcase"]
+    found = outcomes(suite)
+    assert int(suite.get("tests")) == len(found) == len(suite.findall("testcase")), "each name once"
+    for kind, plural in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        assert int(suite.get(plural)) == sum(each == kind for each in found.values())
+    assert float(suite.get("time")) > 0
+    return suite, found
+
+
+def test_junit_has_one_testcase_a_case_and_fails_what_decides(wrong):
+    _, found = parsed(dataclasses.replace(wrong, protocol=PROTOCOL))
+    for result in wrong.results:
+        kind = "extended" if result.feature else "core"
+        expected = "passed" if result.outcome == "holds" else "skipped" if result.feature else "failure"
+        assert found[f"lalref.{kind}", f"{result.name}[float64]"] == expected
+    assert found["lalref", "verdict"] == "failure"
+    assert found["lalref.protocol", "called twice"] == "passed"
+    assert found["lalref.protocol", "reversed view"] == "failure"
+    assert found["lalref.protocol", "float16"] == "skipped"
+
+
+def test_junit_of_a_right_port_that_lacks_options_names_what_was_not_asked():
+    def f(logits, labels, *, sigma=1.0):
+        return textbook(logits, labels, sigma=sigma)
+
+    suite, found = parsed(oracle.verify(f))
+    assert "failure" not in found.values()
+    assert found["lalref", "verdict"] == "passed"
+    assert found["lalref.skipped", "stride-2"] == "skipped"
+    (both,) = [c for c in suite.iter("testcase") if c.get("name") == "weights-and-sum"]
+    assert "pixel_weight" in both[0].get("message")
+    assert "class_weight" in both[0].get("message")
+
+
+def test_too_little_to_judge_by_is_an_error_in_junit_and_strange_characters_are_no_harm():
+    def f(logits, labels):
+        raise ValueError("\x1b[31m<&> \x00 é \ud800")
+
+    report = oracle.verify(f, fixed={"class_weight": (2.0,) * 99})
+    suite, found = parsed(report)
+    assert report.verdict == "inconclusive"
+    assert found["lalref", "verdict"] == "error"
+    assert "only" in suite.find("testcase/error").get("message")
+    suite, found = parsed(oracle.verify(f, quick=True))
+    assert found["lalref", "verdict"] == "failure"
+    assert "raised ValueError: [31m<&>  é" in suite.findall("testcase/failure")[1].get("message")
