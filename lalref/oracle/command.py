@@ -7,7 +7,7 @@ place of ``{case}`` and ``{out}``. The case folder holds
   ``pixel_weight.npy``, all little-endian in C order;
 - ``options.json``: every option that the program takes by name (p = inf is the string "inf", None is null);
 - ``arrays.json``: the same arrays for languages without a reader of .npy, by name {dtype, shape, data}, the
-  data flat in C order, floats in hexadecimal as strings.
+  data flat in C order, floats in hexadecimal as strings; not for the large images.
 
 It writes ``value.npy`` and ``grad.npy`` into the other folder and exits with status 0. Which options it
 takes can't be read from a signature: all of them, but for those named in ``fixed``, unless ``takes`` says.
@@ -38,6 +38,7 @@ from lalref.oracle.case import ARGUMENTS
 from lalref.oracle.subjects import Subject
 
 SECONDS = 10.0  # that a program has for one case, unless said otherwise
+IN_JSON = 50_000  # entries of logits beyond which there is no arrays.json
 TAIL = 300  # characters of its last words that are told
 
 
@@ -149,7 +150,8 @@ def write_case(folder: Path, call: Call) -> None:
         )
     options = {k: v for k, v in call.options.items() if not isinstance(v, np.ndarray) and k != "pixel_weight"}
     (folder / "options.json").write_text(json.dumps({k: json_value(v) for k, v in options.items()}))
-    (folder / "arrays.json").write_text(json.dumps({k: json_array(v) for k, v in arrays.items()}))
+    if call.logits.size <= IN_JSON:
+        (folder / "arrays.json").write_text(json.dumps({k: json_array(v) for k, v in arrays.items()}))
 
 
 def json_value(value: Any) -> Any:

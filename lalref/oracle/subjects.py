@@ -84,19 +84,27 @@ class Subject:
     def check_fixed(self) -> None:
         """Refuse what `fixed` can't mean."""
         for name in self.fixed:
-            if name not in ARGUMENTS:
-                raise UsageError(f"fixed names {name!r}, which is no option: {', '.join(ARGUMENTS)}")
+            if name not in OPTIONS:
+                why = (
+                    "which belongs to a call and not to the loss"
+                    if name in ARGUMENTS
+                    else "which is no option"
+                )
+                raise UsageError(f"fixed names {name!r}, {why}: {', '.join(OPTIONS)}")
             if name in self.takes:
                 raise UsageError(
                     f"{self.name} takes {name} as an argument, so it is varied and can't be fixed; "
                     "fixed is for what a function has built in"
                 )
-        if "grad_output" in self.fixed and np.ndim(self.fixed["grad_output"]):
-            raise UsageError("fixed: grad_output is a number that every gradient is multiplied by")
         try:
-            LocallyAdaptiveLoss(**{k: v for k, v in self.fixed.items() if k in OPTIONS})
+            LocallyAdaptiveLoss(**self.fixed)
         except ValueError as error:
             raise UsageError(f"fixed: {error}") from None
+
+    @property
+    def takes_upstream(self) -> bool:
+        """Whether another upstream gradient than 1 can be put to it."""
+        return "grad_output" in self.takes or self._by_framework("grad_output")
 
     def lacks(self, case: Case) -> list[str]:
         """Name the options that `case` needs at another value than the subject has built in."""
@@ -119,6 +127,7 @@ class Subject:
         if layout and self.framework == "numpy":
             lay = LAYOUTS[layout]
             logits, labels = lay(logits), lay(labels)
+            upstream = lay(upstream) if isinstance(upstream, np.ndarray) else upstream
             options = {k: lay(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
         takes = "grad_output" in self.takes
         return Call(self.function, logits, labels, options, upstream, takes, layout, self.memo)
@@ -146,7 +155,7 @@ class Subject:
         return found
 
     def _by_framework(self, name: str) -> bool:
-        return name == "grad_output" and self.framework != "numpy"
+        return name == "grad_output" and self.framework in ("torch", "jax", "tensorflow")
 
 
 def _callable_with_options(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lalref.oracle import golden
+from lalref.oracle import golden, protocol
 from lalref.oracle.case import OPTIONS, STAGES, Case
 from lalref.oracle.cases import CASES
 from lalref.oracle.judge import LIMIT, RAISED, in_units, judge
@@ -92,14 +92,16 @@ def verify(
 
     skipped: dict[str, list[str]] = {}
     runs: list[tuple[Case, str, str]] = []
+    taken: dict[str, Case] = {}  # by the name in the table, as they are put to the subject
     seen: set[str] = set()  # inputs, for cases that differed only in what is fixed become one
     for case in CASES:
         if quick and not (case.quick or (strict and not case.core)):
             continue
         if quick and subject.framework == "jax" and case.core and not case.asks_for() <= {"grad_output"}:
             continue  # XLA compiles every set of options anew
-        lacking = subject.lacks(case)
-        if lacking and case.core and set(lacking) <= set(subject.fixed):
+        lacking, name = subject.lacks(case), case.name
+        own = set() if case.core else case.asks_for()  # what makes an extended feature is not taken from it
+        if lacking and set(lacking) <= set(subject.fixed) - own:
             refitted = case.refitted({option: subject.fixed[option] for option in lacking})
             if refitted is not None:
                 case, lacking = refitted, []
@@ -108,6 +110,7 @@ def verify(
         if lacking or (inputs := golden.digest(case)) in seen:
             continue
         seen.add(inputs)
+        taken[name] = case
         runs += [(case, each, case.feature) for each in dtypes]
         if dtype is None and case.name in PROBES and (strict or not quick):
             runs += [(case, each, each) for each in PROBED_DTYPES if each in subject.dtypes]
@@ -121,7 +124,13 @@ def verify(
         results.append(result)
         if picture and result.decides(strict) and (worst is None or _telling(picture) > _telling(worst)):
             worst = picture
-    verdict, reason = _decide(results, {case.name: case for case, _, _ in runs}, strict)
+    verdict, reason = _decide(results, {case.name: case for case in taken.values()}, strict)
+    rows: list[protocol.Row] = []
+    if verdict != "wrong" and dtypes[0] in DECIDING_DTYPES:
+        asked = {name: (case, answers[case.name]) for name, case in taken.items()}
+        rows = protocol.check(subject, dtypes[0], asked, results, quick=quick)
+        if failed := [row.name for row in rows if row.outcome == "differs" and row.decides(strict)]:
+            verdict, reason = "wrong", f"{reason}, but these checks differ: {', '.join(failed)}"
     if (
         verdict == "wrong"
         and not reason.endswith("?")  # where it always raised, its options are not the question
@@ -146,6 +155,7 @@ def verify(
         quick=quick,
         strict=strict,
         seconds=time.perf_counter() - began,
+        protocol=rows,
     )
 
 
