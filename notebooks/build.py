@@ -68,7 +68,7 @@ def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     try:
         client.execute()
     except CellExecutionError as error:
-        raise Failed(re.sub(r"\x1b\[\d+m", "", str(error))) from None
+        raise Failed(re.sub(r"\x1b\[[\d;]*m", "", str(error))) from None
     notebook.metadata = nbformat.from_dict(METADATA)
     del notebook.cells[written:]
     for cell in notebook.cells:
