@@ -154,3 +154,22 @@ def test_doctor_says_what_the_cuda_engine_lacks(monkeypatch):
     (cuda,) = [engine for engine in engines() if engine.name == "cuda"]
     assert not cuda.available
     assert "needs CuPy: install lalref[cuda13]" in cuda.reason
+
+
+def test_false_alarms_are_counted_by_one_command(monkeypatch):
+    result = invoke("oracle", "false-alarms", "--runs", 20)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("0 false alarms in 20 runs of 20 honest implementations.")
+    assert invoke("oracle", "false-alarms", "--runs", 10**9).exit_code == 2
+    monkeypatch.setattr("lalref.oracle.judge.LIMIT", 1e-6)  # now honest rounding is an offence
+    result = invoke("oracle", "false-alarms", "--runs", 20)
+    assert result.exit_code == 1
+    assert "ALARM" in result.stdout
+
+
+def test_the_number_of_honest_implementations_is_as_help_says():
+    from lalref.oracle.honest import variants
+
+    assert f"one of {len(list(variants()))} ways" in " ".join(
+        invoke("oracle", "false-alarms", "--help").stdout.split()
+    )
