@@ -1,0 +1,233 @@
+"""Scenes too large for memory: the loss tile by tile, and its gradient, equal to the whole image's to rounding.
+
+A tile is worked out with the pixels around it that its windows read. Windows of those pixels are other tiles' and
+take no part (weight 0), so each window counts once and every group is whole, and `lalref.combine` puts the tiles'
+parts together. In come arrays that can be cut and read piece by piece: NumPy's memmap, HDF5 and Zarr data sets,
+`lalref.adapters.dask` for dask. No arithmetic of the loss may come in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lalref.arrays import Array
+from lalref.loss import LocallyAdaptiveLoss
+from lalref.minkowski import Parts, combine
+
+Slices = tuple[slice, ...]
+Spans = Sequence[tuple[int, int]]
+
+
+def scene_parts(
+    loss: LocallyAdaptiveLoss,
+    logits: Array,
+    labels: Array,
+    *,
+    pixel_weight: Array | None = None,
+    tile: int = 512,
+    progress: bool = False,
+) -> Parts:
+    """Return the parts of a scene, whose ``value`` is its loss; one sweep in the memory of a tile.
+
+    Parameters
+    ----------
+    loss : LocallyAdaptiveLoss
+        With reduction "mean" or "sum".
+    logits, labels, pixel_weight : array-like
+        As `lal_loss` takes them, but only ever read as ``array[slices]``.
+    tile : int, default 512
+        Length of a tile along each spatial axis; with C classes it takes about ``8 * C * tile**2`` bytes.
+    progress : bool, default False
+        Show a progress bar.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lal_loss`, with a note of the tile; or `empty` is "raise", which no tile can decide.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lalref import LocallyAdaptiveLoss
+    >>> from lalref.scenes import scene_parts
+    >>> logits = np.arange(2 * 30 * 40).reshape(1, 2, 30, 40) % 7 / np.float32(2)
+    >>> labels = np.arange(30 * 40).reshape(1, 30, 40) // 3 % 2
+    >>> loss = LocallyAdaptiveLoss()
+    >>> bool(np.isclose(scene_parts(loss, logits, labels, tile=16).value, loss(logits, labels), rtol=1e-6))
+    True
+    """
+    found = None
+    for cut in _shown(_scene_tiles(loss, logits, tile, 1), progress, "loss"):
+        part = cut.parts(loss, *cut.read(logits, labels, pixel_weight))
+        found = part if found is None else combine(found, part)
+    return loss.parts(np.asarray(logits), np.asarray(labels)) if found is None else found
+
+
+def scene_value_and_grad(
+    loss: LocallyAdaptiveLoss,
+    logits: Array,
+    labels: Array,
+    grad: Array,
+    *,
+    pixel_weight: Array | None = None,
+    grad_output: float = 1.0,
+    tile: int = 512,
+    progress: bool = False,
+) -> Array:
+    """Write the gradient of a scene's loss into `grad`, and return the loss; two sweeps in the memory of a tile.
+
+    Parameters
+    ----------
+    loss, logits, labels, pixel_weight, tile, progress
+        As for `scene_parts`.
+    grad : array-like shaped as the logits
+        Written to as ``grad[slices] = ...``, each entry once. Of a mean over millions of windows the entries are
+        too small for float16: make it float32, or scale by `grad_output`.
+    grad_output : float, default 1.0
+        What the gradient is multiplied by, before it is rounded to the dtype of `grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lalref import LocallyAdaptiveLoss
+    >>> from lalref.scenes import scene_value_and_grad
+    >>> logits = np.arange(2 * 30 * 40).reshape(1, 2, 30, 40) % 7 / np.float32(2)
+    >>> labels = np.arange(30 * 40).reshape(1, 30, 40) // 3 % 2
+    >>> loss, grad = LocallyAdaptiveLoss(), np.empty_like(logits)
+    >>> value = scene_value_and_grad(loss, logits, labels, grad, tile=16)
+    >>> bool(np.allclose(grad, loss.value_and_grad(logits, labels)[1], atol=1e-9))
+    True
+    """
+    if tuple(grad.shape) != tuple(logits.shape):
+        raise ValueError(f"grad must have the shape of logits, {logits.shape}; got {grad.shape}")
+    total = scene_parts(loss, logits, labels, pixel_weight=pixel_weight, tile=tile, progress=progress)
+    for cut in _shown(_scene_tiles(loss, logits, tile, 2), progress, "gradient"):
+        grad[cut.inner] = cut.gradient(loss, total, grad_output, *cut.read(logits, labels, pixel_weight))
+    return total.value
+
+
+# --- The geometry, which dask's tiles share ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A tile and what its windows read: slices of the logits (with the class axis) and of maps (without).
+
+    With halo 1 around the tile its windows are whole; with halo 2 so are all windows that read the tile, which
+    is what its gradient needs.
+    """
+
+    inner: Slices  # the tile in the logits
+    outer: Slices  # what is read, in the logits
+    outer_map: Slices  # the same in labels and weights
+    windows: Slices  # the windows that take part, in `outer_map`
+    inside: Slices  # the tile in `outer`
+
+    def read(self, logits: Array, labels: Array, pixel_weight: Array | None) -> tuple[Any, Any, Any]:
+        """The tile's arrays, still of the caller's library."""
+        weight = None if pixel_weight is None else pixel_weight[self.outer_map]
+        return logits[self.outer], labels[self.outer_map], weight
+
+    def parts(self, loss: LocallyAdaptiveLoss, logits: Array, labels: Array, weight: Array | None) -> Parts:
+        """What the windows of this tile contribute."""
+        with self._told():
+            x, y, w = self._arrays(logits, labels, weight)
+            return loss.parts(x, y, pixel_weight=w)
+
+    def gradient(
+        self,
+        loss: LocallyAdaptiveLoss,
+        total: Parts,
+        grad_output: float,
+        logits: Array,
+        labels: Array,
+        weight: Array | None,
+    ) -> Array:
+        """The gradient of the whole's value with respect to the logits of this tile, in the working dtype."""
+        with self._told():
+            x, y, w = self._arrays(logits, labels, weight)
+            grad = loss.value_and_grad(x, y, pixel_weight=w, grad_output=grad_output, total=total)[1]
+            return grad[self.inside]
+
+    def _arrays(self, logits: Array, labels: Array, weight: Array | None) -> tuple[Array, Array, Array]:
+        x, y = np.asarray(logits), np.asarray(labels)
+        x = x.astype(np.float32) if x.dtype.itemsize == 2 else x  # so that the gradient is rounded once
+        w = np.zeros(y.shape)
+        w[self.windows] = 1.0 if weight is None else np.asarray(weight)[self.windows]
+        return x, y, w
+
+    def _told(self) -> _Note:
+        return _Note(
+            f"in the tile that reads labels[{', '.join(f'{s.start}:{s.stop}' for s in self.outer_map)}]"
+        )
+
+
+class _Note:
+    """Adds where it was to an error."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None:
+            error.add_note(self.text)
+
+
+def tiles(
+    loss: LocallyAdaptiveLoss, shape: Sequence[int], spans: Sequence[Spans], halo: int
+) -> Iterator[Tile]:
+    """Cut logits of `shape` into tiles: `spans` are (from, to) along the batch and each spatial axis."""
+    if loss.reduction == "none":
+        raise ValueError(
+            'reduction="none" has no parts to combine: the map of the whole is the maps put together'
+        )
+    if loss.empty == "raise":
+        raise ValueError('empty="raise" would be decided by each tile alone: use empty="zero" or "nan"')
+    axis = loss.axis % len(shape)
+    N, *S = (n for a, n in enumerate(shape) if a != axis)
+    radii, strides = (0, *loss.radii(len(S))), (1, *loss.strides(len(S)))
+
+    def with_classes(slices: Sequence[slice]) -> Slices:
+        return (*slices[:axis], slice(0, shape[axis]), *slices[axis:])
+
+    for span in itertools.product(*spans):
+        inner, outer, windows, inside = [], [], [], []
+        for (lo, hi), length, r, s in zip(span, (N, *S), radii, strides, strict=True):
+            first = max(0, lo - halo * r) // s * s  # where the stride grid of the whole has a window too
+            last = min(length, hi + halo * r)
+            more = (halo - 1) * r
+            inner.append(slice(lo, hi))
+            outer.append(slice(first, last))
+            windows.append(slice(max(0, lo - more) - first, min(length, hi + more) - first))
+            inside.append(slice(lo - first, hi - first))
+        yield Tile(
+            with_classes(inner), with_classes(outer), tuple(outer), tuple(windows), with_classes(inside)
+        )
+
+
+def _scene_tiles(loss: LocallyAdaptiveLoss, logits: Array, tile: int, halo: int) -> list[Tile]:
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
+        raise ValueError(f"tile={tile!r} is not allowed: it must be an int >= 1")
+    shape = tuple(logits.shape)
+    N, *S = (n for a, n in enumerate(shape) if a != loss.axis % len(shape))
+    lengths = (1, *(tile for _ in S))
+    spans = [
+        [(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip((N, *S), lengths, strict=True)
+    ]
+    return list(tiles(loss, shape, spans, halo))
+
+
+def _shown(cuts: list[Tile], progress: bool, what: str) -> Iterator[Tile]:
+    if not progress:
+        return iter(cuts)
+    from rich.progress import track
+
+    return iter(track(cuts, description=f"{what} of {len(cuts)} tiles"))

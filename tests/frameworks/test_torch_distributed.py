@@ -1,0 +1,184 @@
+"""Batches cut over processes and micro-batches: the whole's value and gradient, told errors, no waiting in vain."""
+
+import datetime
+import time
+
+import numpy as np
+import pytest
+from samples import V, X, Y
+
+from lalref import combine, lal_value_and_grad
+from lalref.oracle.inputs import VOID
+
+torch = pytest.importorskip("torch")
+
+import torch.distributed as dist  # noqa: E402
+import torch.multiprocessing as mp  # noqa: E402
+
+from lalref.adapters.torch import LocallyAdaptiveLoss, locally_adaptive_loss  # noqa: E402
+from lalref.adapters.torch_distributed import distributed_loss  # noqa: E402
+
+SECONDS = 60
+OPTIONS = {"kernel_size": 3, "p": 5.0}
+IMAGES = np.concatenate([X, V, X[:, :, ::-1], 2 * V])  # (8, 3, 5, 4)
+LABELS = np.concatenate([Y, Y[:, ::-1], Y, Y[:, :, ::-1]]).copy()
+LABELS[4:] = np.where(LABELS[4:] == 1, 0, LABELS[4:])
+
+
+def model():
+    """A small model whose parameters every process knows."""
+    layer = torch.nn.Conv2d(3, 3, 1, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3, 1, 1))
+        layer.bias.copy_(torch.tensor([0.5, 0.0, -0.25], dtype=torch.float64))
+    return layer
+
+
+def shards(world, kind):
+    """Which images each process has."""
+    even = np.array_split(np.arange(8), world)
+    uneven = [np.arange(8 - (world - 1)), *([i] for i in range(8 - (world - 1), 8))]
+    return {"even": even, "uneven": uneven, "void": even, "nothing": [np.arange(8), *[[]] * (world - 1)]}[
+        kind
+    ]
+
+
+def labels_of(world, kind):
+    y = LABELS.copy()
+    if kind == "void":
+        y[shards(world, kind)[-1]] = VOID  # the last process has no valid pixel
+    return y
+
+
+def whole(y):
+    layer = model()
+    value = locally_adaptive_loss(layer(torch.from_numpy(IMAGES)), torch.from_numpy(y), **OPTIONS)
+    value.backward()
+    return value.item(), layer.weight.grad, layer.bias.grad
+
+
+def in_process(rank, world, folder, scenario):
+    """What each process runs; an assertion that fails fails the test."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world,
+        timeout=datetime.timedelta(seconds=SECONDS),
+    )  # fmt: skip
+    try:
+        scenario(rank, world)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def spawn(scenario, world, folder):
+    context = mp.start_processes(
+        in_process, (world, str(folder), scenario), nprocs=world, join=False, start_method="spawn"
+    )
+    end = time.monotonic() + 2 * SECONDS
+    while not context.join(timeout=1):
+        if time.monotonic() > end:
+            for process in context.processes:
+                process.kill()
+            pytest.fail("the processes hang")
+
+
+def gradients_are_the_wholes(rank, world):
+    for kind in ("even", "uneven", "void", "nothing"):
+        y, mine = labels_of(world, kind), shards(world, kind)[rank]
+        value, weight, bias = whole(y)
+        ddp = torch.nn.parallel.DistributedDataParallel(model())
+        x_i, y_i = torch.from_numpy(IMAGES[mine]), torch.from_numpy(y[mine])
+        found = distributed_loss(LocallyAdaptiveLoss(**OPTIONS), ddp(x_i), y_i, timeout=SECONDS)
+        found.backward()
+        np.testing.assert_allclose(found.item(), value, rtol=1e-14)
+        np.testing.assert_allclose(ddp.module.weight.grad, weight, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(ddp.module.bias.grad, bias, rtol=1e-12, atol=1e-15)
+
+        summed = model()  # all-reduced by hand, so not averaged
+        found = distributed_loss(
+            LocallyAdaptiveLoss(**OPTIONS), summed(x_i), y_i, averaged=False, timeout=SECONDS
+        )
+        found.backward()
+        dist.all_reduce(summed.weight.grad)
+        np.testing.assert_allclose(summed.weight.grad, weight, rtol=1e-12, atol=1e-15)
+
+
+def the_naive_mean_is_wrong(rank, world):
+    value, weight, _ = whole(LABELS)
+    ddp = torch.nn.parallel.DistributedDataParallel(model())
+    mine = shards(world, "even")[rank]
+    naive = LocallyAdaptiveLoss(**OPTIONS)(
+        ddp(torch.from_numpy(IMAGES[mine])), torch.from_numpy(LABELS[mine])
+    )
+    naive.backward()
+    mean = naive.detach().clone()
+    dist.all_reduce(mean)
+    assert abs(mean.item() / world / value - 1) > 1e-3
+    assert (ddp.module.weight.grad - weight).abs().max() > 1e-3 * weight.abs().max()
+
+
+def errors_reach_every_process(rank, world):
+    x, y = torch.from_numpy(IMAGES[:2]).requires_grad_(), torch.from_numpy(LABELS[:2])
+    wrong = torch.full_like(y, 77)
+    last = rank == world - 1
+    criterion = LocallyAdaptiveLoss(**OPTIONS)
+    kind, message = (ValueError, "77, first") if last else (RuntimeError, r"refused on rank \[1\]")
+    with pytest.raises(kind, match=message):
+        distributed_loss(criterion, x, wrong if last else y, timeout=SECONDS)
+    other = LocallyAdaptiveLoss(**{**OPTIONS, "p": 4.0}) if last else criterion
+    with pytest.raises(ValueError, match="same options"):
+        distributed_loss(other, x, y, timeout=SECONDS)
+    with pytest.raises(ValueError, match="same options and dtype"):
+        distributed_loss(criterion, x.float() if last else x, y, timeout=SECONDS)
+    with pytest.raises(ValueError, match="decided by each process alone"):
+        distributed_loss(LocallyAdaptiveLoss(empty="raise"), x, y, timeout=SECONDS)
+    assert torch.isfinite(distributed_loss(criterion, x, y, timeout=SECONDS))  # and all is well again
+
+
+def who_does_not_come_is_not_waited_for(rank, world):
+    """In a group of its own, which gloo gives up after its own timeout."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=3))
+    x, y = torch.from_numpy(IMAGES[:2]), torch.from_numpy(LABELS[:2])
+    if rank == 0:
+        with pytest.raises(RuntimeError, match=r"(?i)timed out"):
+            distributed_loss(LocallyAdaptiveLoss(**OPTIONS), x, y, group=group, timeout=1)
+
+
+def every_scenario(rank, world):
+    gradients_are_the_wholes(rank, world)
+    the_naive_mean_is_wrong(rank, world)
+    errors_reach_every_process(rank, world)
+    who_does_not_come_is_not_waited_for(rank, world)
+
+
+def test_two_processes(tmp_path):
+    spawn(every_scenario, 2, tmp_path)
+
+
+def test_four_processes(tmp_path):
+    spawn(gradients_are_the_wholes, 4, tmp_path)
+
+
+def test_gradients_accumulate_over_micro_batches():
+    criterion = LocallyAdaptiveLoss(**OPTIONS)
+    value, weight, bias = whole(LABELS)
+    batches = [slice(0, 3), slice(3, 4), slice(4, 8)]
+    pairs = [(torch.from_numpy(IMAGES[b]), torch.from_numpy(LABELS[b])) for b in batches]
+    layer = model()
+    with torch.no_grad():
+        total = combine(*(criterion.parts(layer(x), y) for x, y in pairs))
+    for x, y in pairs:
+        found = criterion(layer(x), y, total=total)
+        found.backward()
+        np.testing.assert_allclose(found.item(), value, rtol=1e-14)
+    np.testing.assert_allclose(layer.weight.grad, weight, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(layer.bias.grad, bias, rtol=1e-12, atol=1e-15)
+
+    naive = model()
+    mean = sum(criterion(naive(x), y) for x, y in pairs) / len(pairs)
+    mean.backward()
+    assert abs(mean.item() / value - 1) > 1e-3
+    assert (naive.weight.grad - weight).abs().max() > 1e-3 * weight.abs().max()
+    right = lal_value_and_grad(model()(torch.from_numpy(IMAGES)).detach().numpy(), LABELS, **OPTIONS)[0]
+    np.testing.assert_allclose(value, right, rtol=1e-14)
