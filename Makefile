@@ -28,8 +28,9 @@ test-cuda-host: $(VENV_CUDA)/ready ## the GPU kernels: run on the CPU, and compi
 	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
 	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py
 
-nightly: $(VENV)/ready ## what takes longer: all golden values worked out again
+nightly: $(VENV)/ready ## what takes longer: all golden values worked out again, 10,000 honest ports and no false alarm
 	$(VENV)/bin/lalref golden check
+	$(VENV)/bin/lalref oracle false-alarms --runs 10000
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first (QUICK=--quick for a first look)
 	@mkdir -p out
@@ -60,33 +61,39 @@ format: $(VENV)/ready ## put the code into the format that lint asks for
 clean: ## remove the environments and everything that was made
 	rm -rf $(VENV) $(VENV_FRAMEWORKS) $(VENV_CUDA) $(VENV_GPU) $(VENV_NOTEBOOKS) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# An environment that was made by another Python than PYTHON=... names is made again.
+by-python = $(shell "$(1)" -c 'import sys; print(sys.base_exec_prefix.replace(" ", "_"), sys.version.split()[0], sep="=")' 2> /dev/null)
+by-another-python = $(if $(filter file,$(origin PYTHON)),,$(if $(wildcard $(1)/ready),$(if $(filter $(call by-python,$(PYTHON)),$(call by-python,$(1)/bin/python)),,again)))
+.PHONY: again
+again:
+
 # The file "ready" is the last thing written: an environment without it is incomplete and is made again.
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt $(call by-another-python,$(VENV))
 	$(make-venv)
 	@echo "Installing what lalref and its tests need into $(VENV) (once, about a minute) ..."
 	@$(pip-install) --group test --group lint --editable .
 	@touch $@
 
-$(VENV_FRAMEWORKS)/ready: pyproject.toml constraints.txt
+$(VENV_FRAMEWORKS)/ready: pyproject.toml constraints.txt $(call by-another-python,$(VENV_FRAMEWORKS))
 	$(make-venv)
 	@echo "Installing lalref, PyTorch, JAX and TensorFlow into $(VENV_FRAMEWORKS) (once, some minutes, 3 GB) ..."
 	@$(pip-install) --group test --group frameworks --editable .
 	@touch $@
 
-$(VENV_CUDA)/ready: pyproject.toml constraints.txt
+$(VENV_CUDA)/ready: pyproject.toml constraints.txt $(call by-another-python,$(VENV_CUDA))
 	$(make-venv)
 	@echo "Installing lalref, CuPy and NVIDIA's compiler library into $(VENV_CUDA) (once, some minutes, 1.2 GB) ..."
 	@$(pip-install) --group test --group cuda-host --editable .
 	@touch $@
 
-$(VENV_NOTEBOOKS)/ready: pyproject.toml constraints.txt
+$(VENV_NOTEBOOKS)/ready: pyproject.toml constraints.txt $(call by-another-python,$(VENV_NOTEBOOKS))
 	$(make-venv)
 	@echo "Installing lalref, Jupyter's kernel, PyTorch and JAX into $(VENV_NOTEBOOKS) (once, some minutes, 1.5 GB) ..."
 	@$(pip-install) --group test --group notebooks --editable .
 	@touch $@
 
-$(VENV_GPU)/ready: pyproject.toml constraints.txt
+$(VENV_GPU)/ready: pyproject.toml constraints.txt $(call by-another-python,$(VENV_GPU))
 	$(make-venv)
 	@echo "Installing lalref, CuPy for CUDA $(CUDA) and PyTorch into $(VENV_GPU) (once, some minutes, several GB) ..."
 	@$(pip-install) --group test --editable ".[cuda$(CUDA),torch]"
@@ -106,6 +113,6 @@ define make-venv
 @"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { \
 	echo "'$(PYTHON)' comes without the modules venv and ensurepip. On Debian and Ubuntu: apt install python3-venv"; \
 	echo "Or name another Python: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
-@"$(PYTHON)" -m venv $(@D)
+@"$(PYTHON)" -m venv $(if $(filter again,$^),--clear )$(@D)
 @$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt pip
 endef
