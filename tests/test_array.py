@@ -92,10 +92,8 @@ def test_value_and_every_gradient_entry_are_within_two_units_of_truth(engine, dt
     value, grad = lal_value_and_grad(
         case.given_logits.astype(dtype), case.labels, engine=engine, **case.arguments
     )
-    # a tiny loss has no textbook: (17) and (18) promise 8, and the array engine keeps 2 there too
-    limit = 8 if case.accurate and engine != "array" else 2
-    assert in_units(value.astype(float), right.value, unit.value).max(initial=0) <= limit
-    assert in_units(grad.astype(float), right.grad, unit.grad).max(initial=0) <= limit
+    assert in_units(value.astype(float), right.value, unit.value).max(initial=0) <= 2
+    assert in_units(grad.astype(float), right.grad, unit.grad).max(initial=0) <= 2
 
 
 @each_option

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import same_bits
 
-from lalref import LocallyAdaptiveLoss, lal_loss, lal_value_and_grad
+from lalref import LocallyAdaptiveLoss, lal_loss, lal_value_and_grad, truth
 from lalref.bench.inputs import labels, logits
 from lalref.engines import (
     array,
@@ -36,7 +36,7 @@ from lalref.engines import (
     loops_stage3,
     loops_threads,
 )
-from lalref.engines.loops_lanes import LANES, load, store
+from lalref.engines.loops_lanes import LANES, fill, load, store
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
 
@@ -128,6 +128,28 @@ def test_losses_from_1e_minus_30_to_1e4_neither_underflow_nor_overflow(exponent)
     np.testing.assert_allclose(value, right, rtol=1e-4 if exponent < 0 else 1e-6)
     np.testing.assert_allclose(grad, right_grad, rtol=1e-4 if exponent < 0 else 1e-5)
     assert (grad != 0).all()
+
+
+def units_of_a_sure_prediction(dtype, seed):
+    """How far gradients are from truth in eps (1 + max |logit|), relatively, where every margin is about 50."""
+    seeded = np.random.default_rng(seed)
+    y = seeded.integers(0, 3, (1, 6, 7))
+    x = seeded.uniform(-27, -22, (1, 3, 6, 7))
+    np.put_along_axis(x, y[:, None], seeded.uniform(22, 27, (1, 1, 6, 7)), 1)
+    x = x.astype(dtype)
+    midpoint, rest = truth.doubles(truth.value_and_grad(x, y, kernel_size=3).grad)[0]
+    grad = lal_value_and_grad(x, y, kernel_size=3, engine="numba")[1]
+    read = abs(midpoint) > 100 * np.finfo(dtype).tiny
+    error = abs((grad - midpoint) - rest)[read] / abs(midpoint)[read]
+    return error.max() / (EPS[dtype] * (1 + abs(x).max()))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_roundings_of_a_margin_are_not_seen_p_times_over(dtype, monkeypatch):
+    """(17) allows 8; the typical margins are what keeps it well below, and without them it would not be."""
+    assert max(units_of_a_sure_prediction(dtype, seed) for seed in range(5)) < 4
+    monkeypatch.setattr(loops, "typical_margins", lambda x, *_: np.zeros((len(x), x.shape[1] + 1), dtype))
+    assert max(units_of_a_sure_prediction(dtype, seed) for seed in range(5)) > 4
 
 
 def test_weights_that_are_subnormal_are_still_read():
@@ -291,7 +313,7 @@ def test_compiled_code_is_kept_and_a_read_only_installation_works(tmp_path):
 @numba.njit
 def _exp_of(x, out):
     for i in range(0, len(x), LANES):
-        store(out, i, loops_math.exp_not_positive(load(x, i)))
+        store(out, i, loops_math.exp_of_sum(load(x, i), fill(x, 0)))
 
 
 @numba.njit

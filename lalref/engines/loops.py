@@ -23,6 +23,7 @@ import numpy as np
 
 from lalref.engines import loops_maps as maps
 from lalref.engines.loops_geometry import Geometry, flat_view, round_up
+from lalref.engines.loops_margins import typical_margins
 from lalref.engines.loops_rows import Image, Task
 from lalref.engines.loops_stage3 import parts_of, shares
 from lalref.engines.loops_threads import run
@@ -119,6 +120,11 @@ class Problem:
             self.members = flat_view(labels >= 0)
         else:
             self.geometry = Geometry(self.radii, self.weight, self.image, self.by_count, self.working)
+        mean = not self.by_count or (self.weight == 1).all()
+        if not mean and options.space == "logits":  # z is no mean there, so nothing can be given back to it
+            self.typical = np.zeros((self.N, C + 1), self.working)
+        else:
+            self.typical = typical_margins(x, self.image, self.y, self.valid, self.working)
 
     def new_gradient(self) -> Array:
         """Room for the gradient, (N, C, A, B, W)."""
@@ -175,7 +181,8 @@ class Problem:
             there = Task(0, max(0, task.a0 - reach) - lo, min(A, task.a1 + reach) - lo, 0, W, 0, C)
             here = Task(0, task.a0 - lo, task.a1 - lo, 0, W, 0, C)
             local = self.geometry.of(part)
-            local.forward([there], x, y, v, self.options.label_smoothing, ell, off, z_bar)
+            typical = self.typical[task.n : task.n + 1]
+            local.forward([there], x, y, v, typical, self.options.label_smoothing, ell, off, z_bar)
             local.backward([here], y, v, g_part, z_bar.reshape(-1), x_bar.reshape(-1))
             with np.errstate(all="ignore"):  # a gradient beyond float16 is inf, as it should be
                 out[task.n, :, task.a0 : task.a1] = x_bar[0, :, here.a0 : here.a1]
@@ -187,7 +194,7 @@ class Problem:
         alpha = self.options.label_smoothing
         ell, off = ell.reshape(-1), off.reshape(-1)
         if not self.irregular:
-            self.geometry.forward(self._tiles(), self.x, self.y, valid, alpha, ell, off, z_bar)
+            self.geometry.forward(self._tiles(), self.x, self.y, valid, self.typical, alpha, ell, off, z_bar)
             return
         reach = self.geometry.ring(1).planes // 2
 
@@ -198,7 +205,8 @@ class Problem:
             if off.size:
                 off_part = self._rows(off, image, task.n, lo, part)
             here = Task(0, task.a0 - lo, task.a1 - lo, 0, image.W, 0, image.C)
-            self.geometry.of(part).forward([here], x, y, v, alpha, ell_part, off_part, None)
+            typical = self.typical[task.n : task.n + 1]
+            self.geometry.of(part).forward([here], x, y, v, typical, alpha, ell_part, off_part, None)
 
         run(work, self._bands())
 

@@ -53,12 +53,13 @@ class Geometry:
         x: Array,
         y: Array,
         valid: Array,
+        typical: Array,
         alpha: float,
         ell: Array,
         off: Array,
         z_bar: Array | None,
     ) -> None:
-        """`kernels.forward` of every task; maps are flat, x and z_bar (N, C, A, B, W)."""
+        """`kernels.forward` of every task; maps are flat, x and z_bar (N, C, A, B, W), typical (N, C + 1)."""
         steps = Steps(*(step // x.itemsize for step in x.strides))
         start = np.lib.stride_tricks.as_strided(x, shape=(1,), strides=(x.itemsize,), writeable=False)
         out = np.empty(0, self.dtype) if z_bar is None else z_bar.reshape(-1)
@@ -74,6 +75,7 @@ class Geometry:
                 steps,
                 y,
                 valid,
+                typical,
                 *window,
                 ring,
                 alpha,

@@ -13,8 +13,6 @@ needs which loop is said in `lalref.engines.loops`; threads may not come in here
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -22,8 +20,6 @@ from lalref.engines.loops_cache import compiled
 from lalref.engines.loops_lanes import (
     LANES,
     fill,
-    inner,
-    largest,
     load,
     load_first,
     select,
@@ -31,10 +27,10 @@ from lalref.engines.loops_lanes import (
     store,
     store_first,
 )
-from lalref.engines.loops_math import exp_not_positive, log1p_not_negative
 from lalref.engines.loops_plan import Plan, find_rows, ring_size
 from lalref.engines.loops_pool import pool_row
-from lalref.engines.loops_rows import copy_readable, load_labels, put, take, windows_of_row
+from lalref.engines.loops_rows import copy_readable, load_labels, origins, put, take, windows_of_row
+from lalref.engines.loops_softmax import cross_entropy_row, typical_of
 
 
 @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -57,63 +53,6 @@ def _new_scratch(x, ring, window):
     return np.empty((window.reach + 1) * ring.width + 4 * len(window.shell) * LANES, x.dtype)
 
 
-@inner
-def _cross_entropy_row(
-    z, width, C, alpha, unit, centres, ell, off, z_bar, z_bar_at, z_bar_step, count, with_gradient
-):
-    """Equations (5), (12) and (17) for a row: z (C + 1, width), the last row D; ell, off (width,)."""
-    share = alpha / C
-    for j in range(0, width, LANES):
-        y = load(centres, j)
-        if largest(y) < 0:
-            continue
-        m = fill(z, -math.inf)
-        for c in range(C):
-            z_c = load(z, c * width + j)
-            m = select(z_c > m, z_c, m)
-        zero = fill(z, 0)
-        others = zero  # s' of the specification
-        e_y = zero
-        d_y = zero
-        total = zero
-        inverse = fill(z, 1) / load(z, C * width + j)
-        for c in range(C):
-            d = (load(z, c * width + j) - m) * inverse
-            e = exp_not_positive(d)
-            store(z, c * width + j, e)
-            target = y == spread(np.int32(c))
-            others = others + select(target, zero, e)
-            e_y = select(target, e, e_y)
-            d_y = select(target, d, d_y)
-            if alpha > 0:
-                total = total + d
-        s = others + e_y
-        loss = log1p_not_negative(select(e_y == fill(z, 1), others, s - fill(z, 1)))
-        if alpha < 1:
-            loss = loss - fill(z, 1 - alpha) * d_y if alpha > 0 else loss - d_y
-        if alpha > 0:
-            loss = loss - fill(z, share) * total
-        loss = select(y == spread(np.int32(C)), fill(z, math.nan), loss)  # a label that is no class
-        store(ell, j, loss)
-        if len(off) > 0:
-            store(off, j, select(loss == loss, others / s, loss))
-        if with_gradient:
-            inverse = inverse * fill(z, unit)
-            # A loss that is not finite leaves no gradient but NaN. With off asked for, this is one pixel's softmax
-            # on its way to being pooled, and an infinite -log u stands for u = 0, with the gradient that it has.
-            good = loss == loss if len(off) > 0 else loss - loss == zero
-            q = select(good, inverse / s, fill(z, math.nan))
-            for c in range(C):
-                target = y == spread(np.int32(c))
-                e = select(target, zero - others, load(z, c * width + j)) * q
-                if alpha > 0:
-                    e = e + select(target, fill(z, alpha - share), fill(z, -share)) * inverse
-                if j + LANES <= count:
-                    store(z_bar, z_bar_at + c * z_bar_step + j, e)
-                else:
-                    store_first(z_bar, z_bar_at + c * z_bar_step + j, count - j, e)
-
-
 @compiled
 def forward(
     task,
@@ -122,6 +61,7 @@ def forward(
     steps,
     y,
     valid,
+    typical,
     window,
     counted,
     apart,
@@ -137,8 +77,9 @@ def forward(
     """Equations (4), (5), (7), (17): ell of the windows of a task and, if asked for, z_bar / D with g = 1.
 
     x: logits as `steps` says; y: (N, A, B, W) int32; valid, ell: (N, *grid); z_bar: (N, C, A, B, W), where
-    rows and blocks without a window are left as they are; off: like ell, or empty. `counted` is the window
-    whose weights add up to D, the same as `window` unless `apart`.
+    rows and blocks without a window are left as they are; off: like ell, or empty; typical: (N, C + 1) margins that
+    what is pooled is measured from. `counted` is the window whose weights add up to D, the same as `window` unless
+    `apart`.
     """
     C = image.C
     T = task.w1 - task.w0
@@ -158,6 +99,10 @@ def forward(
     plan = _new_plan(ring, blocks, most_classes)
     rows = np.empty(len(window.row_a), np.int64)
     counted_rows = np.empty(len(counted.row_a), np.int64)
+    margins = typical[task.n]
+    margins_row = np.zeros(width, ell.dtype)
+    origin = np.zeros(ring.width, ell.dtype)
+    powers = np.empty(C * LANES, ell.dtype)
     from_w, to_w = max(0, task.w0 - counted.reach), min(image.W, task.w1 + counted.reach)
     at_w = ring.pad + from_w - task.w0
     radius = ring.planes // 2
@@ -168,9 +113,10 @@ def forward(
                 y, ((task.n * image.A + ahead) * image.B + b) * image.W + from_w, to_w - from_w, labels, to
             )
             start = task.n * steps.n + ahead * steps.a + b * steps.b + from_w * steps.w
+            origins(x, start, steps, to_w - from_w, labels, to, margins, origin)
             for c in range(C):
                 copy_readable(
-                    x, start + c * steps.c, steps.w, to_w - from_w, labels, to, logits, c * size + to
+                    x, start + c * steps.c, steps.w, to_w - from_w, labels, to, origin, logits, c * size + to
                 )
             for j in range(to_w - from_w):
                 logits[C * size + to + j] = 1 if labels[to + j] >= 0 else 0
@@ -206,9 +152,11 @@ def forward(
                     )  # fmt: skip
                 plane = image.A * image.B * image.W
                 at = task.n * C * plane + (a * image.B + b) * image.W + task.w0
-                _cross_entropy_row(
-                    z, width, C, alpha, unit, centres, ell_row, off_row, z_bar, at, plane, T, with_gradient
-                )
+                typical_of(centres, T, margins, margins_row)
+                cross_entropy_row(
+                    z, width, C, alpha, unit, centres, margins_row, powers, ell_row, off_row, z_bar, at, plane, T,
+                    with_gradient,
+                )  # fmt: skip
                 row = ((task.n * grid_a + a // image.stride_a) * grid_b + b // image.stride_b) * grid_w
                 put(ell_row, centres, image.stride_w, task.w0, T, ell, row)
                 if len(off) > 0:

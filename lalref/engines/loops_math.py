@@ -1,7 +1,7 @@
 """exp and log1p of `LANES` numbers at once, accurate to about one rounding, right for NaN and infinities.
 
-Only what the loss needs: exp of what is not positive (equation (17) subtracts the maximum) and log1p of what
-is not negative. The loss itself may not come in.
+Only what the loss needs: exp of a number and a small correction to it, and log1p of what is not negative.
+The loss itself may not come in.
 """
 
 from __future__ import annotations
@@ -26,21 +26,28 @@ _LN2_HIGH_64, _LN2_LOW_64 = np.float64(6.93145751953125e-1), np.float64(1.428606
 _ROOT_HALF_32 = int(np.float32(0.5**0.5).view(np.int32))
 _ROOT_HALF_64 = int(np.float64(0.5**0.5).view(np.int64))
 
+#: Beyond this the exponent bits of `exp_of_sum` overflow, in float32 soon.
+MOST_EXPONENT = 16.0
 
-def exp_not_positive(x: Any) -> Any:
-    """exp(x) for x <= 0 (-inf too) or NaN, subnormal results included."""
+
+def exp_of_sum(x: Any, low: Any) -> Any:
+    """exp(x + low) for x <= `MOST_EXPONENT` or NaN, and |low| a rounding or two of x.
+
+    Subnormal results are right too; with x = -inf `low` may be anything; exp(inf) is NaN.
+    """
     raise NotImplementedError("for numba alone")
 
 
-@overload(exp_not_positive)
-def _exp(x: Any) -> Any:
-    def in_float32(x: Any) -> Any:
+@overload(exp_of_sum)
+def _exp(x: Any, low: Any) -> Any:
+    def in_float32(x: Any, low: Any) -> Any:
         lowest = spread(np.float32(-104.0))  # exp of it rounds to 0
-        x = select(lowest > x, lowest, x)  # a comparison, so that NaN stays
+        too_low = lowest > x  # a comparison, so that NaN stays
+        x, low = select(too_low, lowest, x), select(too_low, lowest - lowest, low)
         rounded = fma(x, spread(np.float32(_LOG2_E)), spread(_ROUND_32))
         n = rounded - spread(_ROUND_32)
         r = fma(n, spread(-_LN2_HIGH_32), x)  # |r| <= ln(2) / 2
-        r = fma(n, spread(-_LN2_LOW_32), r)
+        r = fma(n, spread(-_LN2_LOW_32), r) + low
         q = fma(r, spread(np.float32(1.9875691500e-4)), spread(np.float32(1.3981999507e-3)))  # Cephes, expf
         q = fma(r, q, spread(np.float32(8.3334519073e-3)))
         q = fma(r, q, spread(np.float32(4.1665795894e-2)))
@@ -49,13 +56,14 @@ def _exp(x: Any) -> Any:
         q = fma(r * r, q, r) + spread(np.float32(1.0))
         return q * bits(shift_left(bits(rounded), 23)) * spread(_LIFT_32)
 
-    def in_float64(x: Any) -> Any:
+    def in_float64(x: Any, low: Any) -> Any:
         lowest = spread(np.float64(-746.0))
-        x = select(lowest > x, lowest, x)
+        too_low = lowest > x
+        x, low = select(too_low, lowest, x), select(too_low, lowest - lowest, low)
         rounded = fma(x, spread(np.float64(_LOG2_E)), spread(_ROUND_64))
         n = rounded - spread(_ROUND_64)
         r = fma(n, spread(-_LN2_HIGH_64), x)
-        r = fma(n, spread(-_LN2_LOW_64), r)
+        r = fma(n, spread(-_LN2_LOW_64), r) + low
         q = spread(np.float64(1 / 6227020800))  # Taylor to r**13 / 13!; the next term is below 5e-18
         q = fma(r, q, spread(np.float64(1 / 479001600)))
         q = fma(r, q, spread(np.float64(1 / 39916800)))

@@ -47,17 +47,31 @@ class Task(NamedTuple):
 
 
 @inner
-def copy_readable(x, start, step, count, labels, to, out, out_to):
-    """out[out_to :] = x[start :: step][:count], 0 where the label says that it may not be read."""
+def origins(x, start, steps, count, labels, to, typical, out):
+    """out[j] = the target's logit less its class's typical margin, 0 where there is no target or it isn't finite."""
+    C = len(typical) - 1
+    for j in range(count):
+        kind = labels[to + j]
+        origin = typical[C]
+        if 0 <= kind < C:
+            origin = peek(x, start + kind * steps.c + j * steps.w) - typical[kind]
+        out[j] = origin if origin - origin == 0 else 0
+
+
+@inner
+def copy_readable(x, start, step, count, labels, to, origin, out, out_to):
+    """out[out_to :] = x[start :: step][:count] - origin, 0 where the label says that it may not be read."""
     nobody = spread(np.int32(-1))
     if step == 1:
         for j in range(0, count, LANES):
             value = load(x, start + j) if j + LANES <= count else load_first(x, start + j, count - j)
-            store(out, out_to + j, select(load(labels, to + j) > nobody, value, fill(out, 0)))
+            store(
+                out, out_to + j, select(load(labels, to + j) > nobody, value - load(origin, j), fill(out, 0))
+            )
     else:
         for j in range(count):
             out[out_to + j] = (
-                peek(x, start + j * step) if labels[to + j] >= 0 else 0
+                peek(x, start + j * step) - origin[j] if labels[to + j] >= 0 else 0
             )  # indices may be negative
 
 

@@ -1,0 +1,84 @@
+"""The origin that logits are measured from, so that what is pooled is small: accuracy for nearly perfect predictions.
+
+A loss near 0 is about exp(-margin), and its gradient about exp(-p margin): whatever is rounded in a margin of 60
+counts 60 p times. Softmax doesn't change when one number is taken from all logits of a pixel, so from each
+pixel's logits its target's is taken, and a typical margin of its class is given back: what is pooled is how much
+a margin differs from the typical one, and its roundings are as small as it is. The typical margin goes in
+exactly, after pooling. Any number would do; results are right whatever it is, only less accurate.
+
+It is found from a few pixels of each class in each image: those of windows alone, which may be read, and of one
+class for one class, so that a NaN reaches no other. Nothing is pooled here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lalref.engines.loops_cache import compiled
+from lalref.engines.loops_rows import Image
+from lalref.engines.loops_threads import run
+
+Array = Any
+
+_PIXELS = 4  # of each class in each image
+_GRID = (
+    16.0  # typical margins are multiples of 1/16: few digits, so that subtracting one is nearly always exact
+)
+
+
+@compiled
+def first_windows(n, image, y, valid, found):
+    """The first windows of each class in image n, row by row: found (C, most) int64, at pixels, -1 for none left.
+
+    y: (N, A, B, W); valid: (N, *grid).
+    """
+    C, most = found.shape
+    found[:] = -1
+    counts = np.zeros(C, np.int64)
+    left = C
+    grid_b = (image.B + image.stride_b - 1) // image.stride_b
+    grid_w = (image.W + image.stride_w - 1) // image.stride_w
+    at = n * ((image.A + image.stride_a - 1) // image.stride_a) * grid_b * grid_w
+    for a in range(0, image.A, image.stride_a):
+        for b in range(0, image.B, image.stride_b):
+            here = (a * image.B + b) * image.W
+            start = n * image.A * image.B * image.W + here
+            for w in range(0, image.W, image.stride_w):
+                kind = y[start + w]
+                if 0 <= kind < C and counts[kind] < most and valid[at]:
+                    found[kind, counts[kind]] = here + w
+                    counts[kind] += 1
+                    if counts[kind] == most:
+                        left -= 1
+                at += 1
+            if left == 0:
+                return
+
+
+def typical_margins(x: Array, image: Image, y: Array, valid: Array, working: Any) -> Array:
+    """A margin typical of each class of each image, 0 where none is known or it is no class: (N, C + 1).
+
+    x: logits (N, C, A, B, W); y: flat (N, A, B, W); valid: flat (N, *grid).
+    """
+    N, C = x.shape[:2]
+    typical = np.zeros((N, C + 1), working)
+    if x.size == 0 or C < 2:
+        return typical
+    found = np.empty((N, C, _PIXELS), np.int64)
+    run(lambda n: first_windows(n, image, y, valid, found[n]), range(N))
+    n, kind, i = np.nonzero(found >= 0)
+    a, b, w = np.unravel_index(found[n, kind, i], x.shape[2:])
+    logits = x[n, :, a, b, w].astype(np.float64)  # (pixels, C)
+    own = logits[np.arange(len(n)), kind]
+    logits[np.arange(len(n)), kind] = np.nan
+    read = np.isfinite(logits)
+    others = np.where(read, logits, 0.0).sum(1) / np.maximum(read.sum(1), 1)
+    good = np.isfinite(own)
+    margin, at = np.where(good, own, 0.0) - others, n * C + kind
+    total = np.bincount(at, margin * good, N * C).reshape(N, C)
+    count = np.bincount(at, good, N * C).reshape(N, C)
+    mean = np.clip(total / np.maximum(count, 1), -1e30, 1e30)
+    typical[:, :C] = np.round(mean * _GRID) / _GRID
+    return typical
