@@ -6,10 +6,11 @@ VENV_FRAMEWORKS := .venv-frameworks
 VENV_CUDA := .venv-cuda
 VENV_GPU := .venv-gpu
 VENV_NOTEBOOKS := .venv-notebooks
+VENV_DOCS := .venv-docs
 CUDA ?= 12
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-frameworks test-cuda-host bench test-gpu bench-gpu nightly notebooks notebooks-check lint format clean
+.PHONY: help demo test test-frameworks test-cuda-host bench test-gpu bench-gpu experiment nightly notebooks notebooks-check docs lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,9 +29,13 @@ test-cuda-host: $(VENV_CUDA)/ready ## the GPU kernels: run on the CPU, and compi
 	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
 	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py
 
+experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left (RESULTS=folder)
+	$(VENV_FRAMEWORKS)/bin/python -m experiments.digits $(if $(RESULTS),--results $(RESULTS))
+
 nightly: $(VENV)/ready ## what takes longer: all golden values worked out again, 10,000 honest ports and no false alarm
 	$(VENV)/bin/lalref golden check
 	$(VENV)/bin/lalref oracle false-alarms --runs 10000
+	$(MAKE) experiment RESULTS=out/experiment
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first (QUICK=--quick for a first look)
 	@mkdir -p out
@@ -49,6 +54,10 @@ notebooks-check: $(VENV_NOTEBOOKS)/ready ## run the notebooks again and tell whi
 	$(VENV_NOTEBOOKS)/bin/python -m pytest -q tests/test_notebooks.py
 	$(VENV_NOTEBOOKS)/bin/python notebooks/build.py --check $(NAMES)
 
+docs: $(VENV_DOCS)/ready ## these pages as a site, into docs/_build/html
+	$(VENV_DOCS)/bin/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: $(VENV)/ready ## style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -59,7 +68,7 @@ format: $(VENV)/ready ## put the code into the format that lint asks for
 	$(VENV)/bin/ruff format .
 
 clean: ## remove the environments and everything that was made
-	rm -rf $(VENV) $(VENV_FRAMEWORKS) $(VENV_CUDA) $(VENV_GPU) $(VENV_NOTEBOOKS) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_FRAMEWORKS) $(VENV_CUDA) $(VENV_GPU) $(VENV_NOTEBOOKS) $(VENV_DOCS) out docs/_build docs/notebooks build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # An environment that was made by another Python than PYTHON=... names is made again.
 by-python = $(shell "$(1)" -c 'import sys; print(sys.base_exec_prefix.replace(" ", "_"), sys.version.split()[0], sep="=")' 2> /dev/null)
@@ -97,6 +106,12 @@ $(VENV_GPU)/ready: pyproject.toml constraints.txt $(call by-another-python,$(VEN
 	$(make-venv)
 	@echo "Installing lalref, CuPy for CUDA $(CUDA) and PyTorch into $(VENV_GPU) (once, some minutes, several GB) ..."
 	@$(pip-install) --group test --editable ".[cuda$(CUDA),torch]"
+	@touch $@
+
+$(VENV_DOCS)/ready: pyproject.toml constraints.txt $(call by-another-python,$(VENV_DOCS))
+	$(make-venv)
+	@echo "Installing lalref and Sphinx into $(VENV_DOCS) (once, about a minute) ..."
+	@$(pip-install) --editable ".[docs]"
 	@touch $@
 
 pip-install = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check \

@@ -131,7 +131,7 @@ def gradcheck(f: Callable[..., Any], x: npt.ArrayLike, *, tolerance: float | Non
     -----
     An entry that is wrong by less than the tolerance times the size of the whole gradient is not noticed.
     Along a direction v, <grad, v> is compared with central differences of f, extrapolated by Richardson over
-    steps from 1/4 of the largest |x| (or of 1) downwards; about 150 calls of f.
+    steps from 1/4 of the largest abs(x) (or of 1) downwards; about 150 calls of f.
 
     Examples
     --------

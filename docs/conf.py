@@ -1,0 +1,73 @@
+"""How Sphinx builds these pages; `make docs` runs it. Nothing is fetched: MathJax comes with a package."""
+
+import re
+from pathlib import Path
+
+from lalref import __version__
+
+HERE = Path(__file__).parent
+
+project = "lalref"
+author = "the lalref developers"
+copyright = author
+release = version = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "numpydoc",
+    "sphinx_click",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx-mathjax-offline",
+]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are committed with their outputs; `make notebooks-check` runs them
+
+autodoc_typehints = "none"  # numpydoc's parameter lists say the types, and shapes with them
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = "lalref"
+html_static_path = ["_static"]
+html_css_files = ["lalref.css"]
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "show_prev_next": False,
+}
+html_sidebars = {"index": []}
+
+
+def bring_notebooks(app):
+    """Copy the executed notebooks beside the pages, for Sphinx reads nothing from outside its folder."""
+    there = HERE / "notebooks"
+    there.mkdir(exist_ok=True)
+    for old in there.glob("*.ipynb"):
+        old.unlink()
+    for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
+        text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        (there / notebook.name).write_text(text, encoding="utf-8")
+
+
+def show_shapes(app, what, name, obj, options, lines):
+    """Shapes such as (N, C, *S) are no emphasis."""
+    lines[:] = [re.sub(r"\*(S|grid)\b", r"\\*\1", line) for line in lines]
+
+
+def show_stars(app, ctx, lines):
+    """Nor is **options in the help of a command."""
+    lines[:] = [line.replace("*", r"\*") for line in lines]
+
+
+def setup(app):
+    """Hook in."""
+    app.connect("builder-inited", bring_notebooks)
+    app.connect("autodoc-process-docstring", show_shapes, priority=100)  # before numpydoc
+    app.connect("sphinx-click-process-description", show_stars)

@@ -1,0 +1,45 @@
+"""Every Python and shell block of the README, the tutorial and the guides runs, and prints what it says."""
+
+import pytest
+from documents import ROOT, blocks, run
+
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("tutorial.md", "frameworks.md", "golden-files.md")),
+    *sorted((ROOT / "docs" / "howto").glob("*.md")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_s_blocks_run_and_print_what_they_say(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if left_out := run(page, tmp_path):
+        pytest.skip("; ".join(left_out))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("```python\nprint(1 + 1)  # 3\n```", AssertionError),
+        ("```python\n1 / 0\n```", ZeroDivisionError),
+        ("```sh\nfalse\n```", AssertionError),
+        ("<!-- exit: 3 -->\n\n```sh\nexit 1\n```", AssertionError),
+        ("<!-- by ci -->\n\n```sh\nmake coffee\n```", AssertionError),
+    ],
+)
+def test_a_block_that_does_not_do_what_it_says_is_found(text, error, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(error):
+        run(page, tmp_path)
+
+
+def test_what_a_block_needs_is_said_where_it_is_missing(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- needs: no_such_library, make -->\n\n```python\n1 / 0\n```\n")
+    assert run(page, tmp_path) == ["page.md:3: needs no_such_library"] or "make" in run(page, tmp_path)[0]
+
+
+def test_the_readme_has_blocks():
+    assert len(blocks(ROOT / "README.md")) > 3
