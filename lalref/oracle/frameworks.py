@@ -24,6 +24,8 @@ QUICK_TO_COMPILE = {
 }
 """XLA's options on a CPU for programs that run once or twice: they compile in a fifth of the time."""
 
+SMALL = 20_000  # entries of logits up to which a program runs no longer than it takes to compile
+
 AS_IT_IS = 2  # of the ways in which `ask_jax` runs a subject: without compiling it
 
 Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -123,7 +125,8 @@ def ask_jax(call: Call) -> Answer:
 
 def _jax_compile(jax: Any, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
     lowered = jax.jit(function).lower(*arguments)
-    if jax.default_backend() == "cpu":
+    small = arguments[0].size <= SMALL
+    if small and jax.default_backend() == "cpu":
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # a version that does not know them
             return lowered.compile(compiler_options=QUICK_TO_COMPILE)  # type: ignore[no-any-return]
     return lowered.compile()  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lalref.oracle import golden, protocol
+from lalref.oracle import shrink as smallest
 from lalref.oracle.case import OPTIONS, STAGES, Case
 from lalref.oracle.cases import CASES
 from lalref.oracle.judge import LIMIT, RAISED, in_units, judge
@@ -35,6 +36,7 @@ def verify(
     fixed: Mapping[str, Any] | None = None,
     quick: bool = False,
     strict: bool = False,
+    shrink: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> Report:
     """Tell whether `f` computes the locally adaptive learning loss and its gradient.
@@ -58,6 +60,8 @@ def verify(
         option at its default); extended features only under `strict`.
     strict : bool
         Let the extended features decide too.
+    shrink : bool
+        Where a case differs, cut it down to the smallest that still does, as code to paste (some seconds).
     progress : callable, optional
         Wraps the list of runs on its way, as `rich.progress.track` does.
 
@@ -141,6 +145,11 @@ def verify(
             f". What it does not take ({', '.join(built_in)}) was expected at its default: "
             "name other values that it has built in with --fixed name=value,... (fixed= in Python)"
         )
+    shrunk = None
+    failing = [r for r in results if r.decides(strict) and r.outcome != "holds"]
+    by_name = {case.name: case for case in taken.values()}
+    if shrink and failing and (first := smallest.start(failing, by_name)):
+        shrunk = smallest.shrink(subject, *first)
     return Report(
         verdict=verdict,
         reason=reason,
@@ -156,6 +165,7 @@ def verify(
         strict=strict,
         seconds=time.perf_counter() - began,
         protocol=rows,
+        shrunk=shrunk,
     )
 
 
