@@ -38,9 +38,10 @@ html_static_path = ["_static"]
 html_css_files = ["lalref.css"]
 html_theme_options = {
     "navigation_with_keys": False,
-    "show_toc_level": 2,
+    "show_toc_level": 1,
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": False,
+    "header_links_before_dropdown": 7,
 }
 html_sidebars = {"index": []}
 
