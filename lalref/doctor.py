@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import sys
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +86,36 @@ def engines() -> list[Engine]:
             found.append(Engine(name, False, str(error)))
         else:
             found.append(Engine(name, True, ""))
+    return found
+
+
+def compilation() -> dict[str, str]:
+    """Return for each dtype what the numba engine's first loss and gradient cost: compiled now, or had from disk.
+
+    Compiles what was not compiled before on this machine: some seconds a dtype. Empty where numba is not installed.
+
+    Examples
+    --------
+    >>> from lalref.doctor import compilation
+    >>> sorted(compilation())
+    ['float32', 'float64']
+    """
+    if importlib.util.find_spec("numba") is None:
+        return {}
+    from numba.core import event
+
+    found = {}
+    for dtype in ("float32", "float64"):
+        began = time.perf_counter()
+        with event.install_listener("numba:compile", event.TimingListener()) as compiling:
+            lalref.lal_value_and_grad(
+                np.zeros((1, 2, 3, 3), dtype), np.zeros((1, 3, 3), np.int64), engine="numba"
+            )
+        spent = time.perf_counter() - began
+        if compiling.done:
+            found[dtype] = f"compiled in {compiling.duration:.1f} s, once for this machine and version"
+        else:
+            found[dtype] = f"compiled before, ready in {spent:.2f} s"
     return found
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import lalref
 from lalref.cli import main
-from lalref.doctor import PACKAGES, engines
+from lalref.doctor import PACKAGES, compilation, engines
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = ROOT / "examples" / "ports"
@@ -147,6 +147,34 @@ def test_doctor_shows_every_package_and_engine_with_its_reason():
     assert result.exit_code == 0, result.output
     for name in [*PACKAGES, "python", "definition", "array", "numba", "cuda", "processors"]:
         assert name in result.output
+
+
+def test_help_cuts_no_sentence_short_and_names_the_exit_codes():
+    text = invoke("--help").stdout
+    assert "..." not in text.split("Commands:")[1]
+    for code in (
+        "0 all is well",
+        "1 something is wrong",
+        "2 the command was not understood",
+        "3 inconclusive",
+    ):
+        assert code in " ".join(text.split())
+    for command in main.commands:
+        assert f"\n  {command} " in text
+
+
+def test_doctor_says_what_compiling_took_or_that_it_was_done_before(monkeypatch):
+    assert set(compilation()) == {"float32", "float64"}  # from here on it is done
+    assert all(cost.startswith("compiled before, ready in") for cost in compilation().values())
+    from numba.core import event
+
+    def compiling(*arguments, **options):
+        with event.trigger_event("numba:compile"):
+            pass
+
+    monkeypatch.setattr(lalref, "lal_value_and_grad", compiling)
+    assert all(cost.startswith("compiled in 0.0 s") for cost in compilation().values())
+    assert "compiled in 0.0 s, once for this machine" in invoke("doctor").stdout
 
 
 def test_doctor_says_what_the_cuda_engine_lacks(monkeypatch):
