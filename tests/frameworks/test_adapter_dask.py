@@ -1,0 +1,57 @@
+"""dask arrays: lazily, chunk by chunk, the whole's value and gradient."""
+
+import numpy as np
+import pytest
+
+from lalref import LocallyAdaptiveLoss
+from lalref.oracle.inputs import VOID, eighths, scattered, weights
+
+da = pytest.importorskip("dask.array")
+
+import dask  # noqa: E402
+
+from lalref.adapters.dask import dask_value_and_grad  # noqa: E402
+
+X, Y, W = eighths((2, 3, 14, 11), 1), scattered((2, 14, 11), 2, 3, VOID), weights((2, 14, 11), 3)
+
+
+@pytest.mark.parametrize("chunks", [(1, 3, 5, 4), (2, 2, 1, 11), (1, 1, 14, 1), (2, 3, 14, 11)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"stride": 3, "p": 2.5}, {"axis": -1}], ids=str)
+def test_chunks_of_any_size_give_the_wholes_answer(chunks, options):
+    """Chunks smaller than a window, no multiple of the stride, and cut through the classes."""
+    loss = LocallyAdaptiveLoss(**options)
+    x = X
+    if "axis" in options:
+        x, chunks = np.moveaxis(X, 1, -1), (chunks[0], *chunks[2:], chunks[1])
+    lazy = da.from_array(x, chunks=chunks)
+    value, grad = dask_value_and_grad(
+        loss, lazy, da.from_array(Y, chunks=6), pixel_weight=da.from_array(W, chunks=5), grad_output=1.5
+    )
+    assert grad.chunks == lazy.chunks
+    found, found_grad = dask.compute(value, grad, scheduler="threads", num_workers=2)
+    right, right_grad = loss.value_and_grad(x, Y, pixel_weight=W, grad_output=1.5)
+    np.testing.assert_allclose(found, right, rtol=1e-13)
+    np.testing.assert_allclose(found_grad, right_grad, rtol=0, atol=1e-13 * abs(right_grad).max())
+
+
+def test_nothing_is_read_before_it_is_asked_for():
+    def never(block):
+        raise AssertionError("read")
+
+    x = da.zeros((1, 2, 8, 8), chunks=4).map_blocks(
+        never, dtype="float32", meta=np.empty((0,) * 4, "float32")
+    )
+    value, grad = dask_value_and_grad(LocallyAdaptiveLoss(), x, da.zeros((1, 8, 8), dtype="uint8"))
+    assert (value.dtype, grad.dtype, grad.shape) == (np.float32, np.float32, x.shape)
+    with pytest.raises(AssertionError, match="read"):
+        value.compute()
+
+
+def test_the_door():
+    x, y = da.from_array(X, chunks=5), da.from_array(Y, chunks=5)
+    with pytest.raises(TypeError, match=r"labels must be a dask array; got ndarray.*from_array"):
+        dask_value_and_grad(LocallyAdaptiveLoss(), x, Y)
+    with pytest.raises(ValueError, match="no parts to combine"):
+        dask_value_and_grad(LocallyAdaptiveLoss(reduction="none"), x, y)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
+        dask_value_and_grad(LocallyAdaptiveLoss(), x, y + np.uint8(9))[0].compute()

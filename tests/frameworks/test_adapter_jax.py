@@ -1,0 +1,177 @@
+"""The loss inside JAX: right by the oracle and by check_grads, under jit and vmap, and over a mesh of devices."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import OMEGA, V, X, Y, each_space
+
+from lalref import lal_value_and_grad, oracle
+
+jax = pytest.importorskip("jax")
+jax.config.update("jax_enable_x64", True)
+
+from jax.test_util import check_grads  # noqa: E402
+
+from lalref.adapters.jax import locally_adaptive_loss  # noqa: E402
+
+jnp = jax.numpy
+KINDS = {
+    "mean": {},
+    "none": {"reduction": "none"},
+    "sum, stride": {"reduction": "sum", "stride": 2},
+    "probabilities": {"space": "probabilities"},
+    "channels last": {"axis": -1},
+}
+
+
+def test_the_oracle_accepts_it():
+    jax.config.update("jax_enable_x64", False)  # the oracle says itself when it wants 64 bits
+    try:
+        report = oracle.verify(locally_adaptive_loss, framework="jax", quick=True)
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    assert report.verdict == "right", str(report)
+    assert report.units <= 1
+    assert not report.skipped
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize("jit", [False, True])
+def test_check_grads_twice(options, jit):
+    x = jnp.asarray(np.moveaxis(X, 1, -1) if "axis" in options else X)
+
+    def f(x):
+        return locally_adaptive_loss(
+            x, jnp.asarray(Y), pixel_weight=jnp.asarray(OMEGA), kernel_size=3, **options
+        )
+
+    check_grads(jax.jit(f) if jit else f, (x,), order=2, modes=["rev"])
+
+
+def test_the_traced_engine_has_forward_mode_too():
+    y = jnp.asarray(Y)
+    options = {"kernel_size": (3, 1), "engine": "array", "check": False}
+    f = jax.jit(lambda x: locally_adaptive_loss(x, y, **options))
+    check_grads(f, (jnp.asarray(X),), order=1)
+    check_grads(f, (jnp.asarray(X),), order=2, modes=["rev"])
+
+
+@each_space
+def test_value_and_gradient_are_the_engines(space):
+    x, y, w = map(jnp.asarray, (X, Y, OMEGA))
+    f = jax.jit(lambda x: 1.5 * locally_adaptive_loss(x, y, pixel_weight=w, space=space))
+    found = jax.value_and_grad(f)(x)
+    right = lal_value_and_grad(X, Y, pixel_weight=OMEGA, space=space, grad_output=1.5)
+    np.testing.assert_allclose(found[0], 1.5 * right[0], rtol=1e-14)
+    np.testing.assert_allclose(found[1], right[1], rtol=1e-13, atol=1e-16)
+
+
+def test_vmap():
+    xs, ys = np.stack([X, V]), np.stack([Y, Y[:, ::-1]])
+    f = functools.partial(locally_adaptive_loss, kernel_size=3)
+    found = jax.jit(jax.vmap(jax.value_and_grad(f)))(jnp.asarray(xs), jnp.asarray(ys))
+    for i in range(2):
+        right = lal_value_and_grad(xs[i], ys[i].copy(), kernel_size=3)
+        np.testing.assert_allclose(found[0][i], right[0], rtol=1e-14)
+        np.testing.assert_allclose(found[1][i], right[1], rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_logits_are_rounded_once_after_upstream(dtype):
+    x = jnp.asarray(X, dtype)
+    grad = jax.grad(lambda x: 65536.0 * locally_adaptive_loss(x, jnp.asarray(Y)))(x)
+    wide = lal_value_and_grad(np.asarray(x, np.float32), Y, grad_output=65536.0)[1]
+    assert grad.dtype == dtype
+    assert (grad == jnp.asarray(wide).astype(dtype)).all()
+
+
+def test_images_of_the_size_that_people_train_on_do_not_hang():
+    x = jnp.asarray(np.tile(X, (1, 7, 64, 80)), jnp.float32)  # (2, 21, 320, 320)
+    y = jnp.asarray(np.tile(Y, (1, 64, 80)))
+    grad = jax.jit(jax.grad(locally_adaptive_loss))
+    for _ in range(3):
+        x = x - grad(x, y)
+    assert bool(jnp.isfinite(x).all())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_door():
+    x, y = jnp.asarray(X), jnp.asarray(Y)
+    for f in (
+        locally_adaptive_loss,
+        jax.jit(locally_adaptive_loss),
+    ):  # what doesn't fit is told while tracing
+        with pytest.raises(ValueError, match="labels must have the shape"):
+            f(x, y[:1])
+        with pytest.raises(TypeError, match="labels must be integers"):
+            f(x, y * 1.0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"labels must be in \[0, 3\)"):
+        jax.block_until_ready(locally_adaptive_loss(x, y + 9))
+    with pytest.raises(ValueError, match=r'axis_name=.*needs engine="array"'):
+        locally_adaptive_loss(x, y, axis_name="devices")
+    with pytest.raises(ValueError, match="check=False"):
+        jax.jit(functools.partial(locally_adaptive_loss, engine="array"))(x, y)
+    assert float(locally_adaptive_loss(x, jnp.full_like(y, 255))) == 0
+
+
+MESH = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from lalref import lal_value_and_grad, LocallyAdaptiveLoss
+from lalref.adapters.jax import locally_adaptive_loss
+from lalref.oracle.inputs import eighths, scattered
+P = jax.sharding.PartitionSpec
+world = int(sys.argv[1])
+assert jax.device_count() == world
+x, y = eighths((4, 3, 5, 4), 1), scattered((4, 5, 4), 3, 3, 255)
+x[2:] *= 3
+y[0] = 255  # with 4 devices the first has no valid pixel
+mesh = jax.make_mesh((world,), ("devices",))
+given = [jax.device_put(a, jax.NamedSharding(mesh, P("devices"))) for a in (x, y)]
+for options in ({"p": 5.0}, {"p": float("inf")} if world == 4 else {"p": 1.0, "reduction": "sum"}):
+    options["kernel_size"] = (3, 1)
+    traced = {**options, "engine": "array", "check": False}
+    right = lal_value_and_grad(x, y, **options)
+
+    def device(x, y):
+        return locally_adaptive_loss(x, y, axis_name="devices", **traced)
+
+    cut = jax.shard_map(device, mesh=mesh, in_specs=(P("devices"), P("devices")), out_specs=P())
+    found = jax.jit(jax.value_and_grad(lambda x, y: 2.0 * cut(x, y)))(*given)
+    np.testing.assert_allclose(found[0], 2 * right[0], rtol=1e-14)
+    np.testing.assert_allclose(found[1], 2 * right[1], rtol=1e-12, atol=1e-15)
+    if options["p"] == 5.0:  # the mean of the devices' losses is another loss
+        shards = [np.split(a, world) for a in (x, y)]
+        naive = np.mean([LocallyAdaptiveLoss(**options)(*s) for s in zip(*shards, strict=True)])
+        assert abs(naive / right[0] - 1) > 1e-3
+    if options["p"] == 1.0:  # arrays that jit cuts itself need nothing said
+        found = jax.jit(jax.value_and_grad(lambda x, y: locally_adaptive_loss(x, y, **traced)))(*given)
+        np.testing.assert_allclose(found[0], right[0], rtol=1e-14)
+        np.testing.assert_allclose(found[1], right[1], rtol=1e-12, atol=1e-15)
+print("all equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_over_a_mesh_the_loss_is_that_of_the_whole_batch(world):
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={world}",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", MESH, str(world)],
+        env=env,
+        timeout=180,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "all equal", done.stderr[-3000:]

@@ -1,0 +1,238 @@
+"""The loss inside PyTorch: right by the oracle and by gradcheck, under autocast and torch.compile, and its door."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from samples import OMEGA, OPTIONS, X, Y, each_option
+
+from lalref import LocallyAdaptiveLoss as Loss
+from lalref import lal_value_and_grad, oracle
+
+torch = pytest.importorskip("torch")
+
+from lalref.adapters.torch import LocallyAdaptiveLoss, locally_adaptive_loss  # noqa: E402
+
+TWICE = {  # at a tie of p = inf second differences mean nothing
+    name: {**options, "kernel_size": 3} for name, options in OPTIONS.items() if options.get("p") != math.inf
+}
+
+
+def tensors(dtype=torch.float64):
+    return torch.tensor(X, dtype=dtype, requires_grad=True), torch.from_numpy(Y), torch.from_numpy(OMEGA)
+
+
+def test_the_oracle_accepts_it():
+    report = oracle.verify(locally_adaptive_loss, framework="torch", quick=True)
+    assert report.verdict == "right", str(report)
+    assert report.units <= 1
+    assert not report.skipped
+
+
+@each_option
+def test_value_and_gradient_are_the_engines(options):
+    x, y, w = tensors()
+    value = locally_adaptive_loss(x, y, pixel_weight=w, **options)
+    upstream = torch.linspace(-2, 3, value.numel(), dtype=torch.float64).reshape(value.shape)
+    value.backward(upstream)
+    right = lal_value_and_grad(X, Y, pixel_weight=OMEGA, grad_output=upstream.numpy(), **options)
+    np.testing.assert_allclose(value.detach(), right[0], rtol=1e-14)
+    np.testing.assert_allclose(x.grad, right[1], rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.parametrize("options", TWICE.values(), ids=TWICE.keys())
+def test_gradcheck_and_gradgradcheck(options):
+    x, y, w = tensors()
+    x = x[:1, :, :3].detach().requires_grad_()
+    y, w = y[:1, :3], w[:1, :3]
+
+    def f(x):
+        return locally_adaptive_loss(x, y, pixel_weight=w, **options)
+
+    assert torch.autograd.gradcheck(f, (x,))
+    assert torch.autograd.gradgradcheck(f, (x,))
+
+
+def test_gradgradcheck_refuses_a_wrong_second_derivative(monkeypatch):
+    x, y, _ = tensors()
+    hvp = Loss.hvp
+    monkeypatch.setattr(Loss, "hvp", lambda *a, **k: [2 * g for g in hvp(*a, **k)])
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        torch.autograd.gradgradcheck(lambda x: locally_adaptive_loss(x, y, kernel_size=3), (x,))
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradient_again():
+    x, y, _ = tensors()
+    value = locally_adaptive_loss(x, y)
+    first, again = (torch.autograd.grad(value, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_logits_are_rounded_once_after_a_scaler_has_scaled(dtype):
+    x, y, _ = tensors(dtype)
+    value = locally_adaptive_loss(x, y)
+    assert value.dtype == torch.float32
+    (value * 65536.0).backward()
+    wide = lal_value_and_grad(x.detach().float().numpy(), Y, grad_output=65536.0)
+    assert value.item() == wide[0]
+    assert torch.equal(x.grad, torch.from_numpy(wide[1]).to(dtype))
+
+
+def test_under_autocast_the_loss_is_float32():
+    layer = torch.nn.Conv2d(3, 3, 1)
+    x, y = torch.tensor(X, dtype=torch.float32), torch.from_numpy(Y)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = layer(x)
+        value = locally_adaptive_loss(logits, y)
+    value.backward()
+    assert logits.dtype == torch.bfloat16
+    assert value.dtype == torch.float32
+    right = lal_value_and_grad(logits.detach().float().numpy(), Y)[0]
+    assert value.item() == right
+    assert layer.weight.grad.dtype == torch.float32
+    assert layer.weight.grad.abs().max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{}, {"reduction": "none", "stride": 2}, {"space": "probabilities"}], ids=str
+)
+def test_torch_compile_takes_it_whole(options):
+    torch._dynamo.reset()
+    layer = torch.nn.Conv2d(3, 3, 1, dtype=torch.float64)
+    criterion = LocallyAdaptiveLoss(**options)
+    x, y, w = tensors()
+
+    def step(x, y, w):
+        return criterion(layer(x), y, w).sum() + locally_adaptive_loss(layer(x), y, p=2.0)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        found, right = (torch.autograd.grad(f(x, y, w), (x, layer.weight)) for f in (compiled, step))
+        for a, b in zip(found, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+    wrong = torch.full_like(y, 99)
+    with pytest.raises(ValueError, match="99, first"):  # labels are checked in the compiled graph too
+        compiled(x, wrong, w)
+
+
+def test_the_operators_keep_torchs_rules():
+    from lalref.adapters import torch as adapter
+
+    x, y, w = tensors(torch.float32)
+    spelt = LocallyAdaptiveLoss(kernel_size=3)._spelt
+    with torch.no_grad():
+        plain = x.detach()
+    torch.library.opcheck(
+        adapter._gradient,
+        (plain, y, w, None, spelt, torch.tensor(2.0)),
+        test_utils=["test_schema", "test_faketensor"],
+    )
+    torch.library.opcheck(
+        adapter._value_and_grad,
+        (plain, y, w, None, spelt, True),
+        test_utils=["test_schema", "test_faketensor"],
+    )
+
+
+def test_the_engine_works_on_the_tensors_own_memory(monkeypatch):
+    seen = []
+    door = Loss.value_and_grad
+    monkeypatch.setattr(
+        Loss, "value_and_grad", lambda self, x, y, **k: seen.append((x, y)) or door(self, x, y, **k)
+    )
+    x, y, _ = tensors(torch.float32)
+    locally_adaptive_loss(x, y).backward()
+    assert [a.__array_interface__["data"][0] for a in seen[0]] == [x.data_ptr(), y.data_ptr()]
+
+
+def test_layouts_and_the_array_engine():
+    x, y, _ = tensors()
+    right = torch.autograd.grad(locally_adaptive_loss(x, y), x)[0]
+    last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(locally_adaptive_loss(last, y), last)[0], right)
+    moved = x.detach().movedim(1, -1).contiguous().requires_grad_()
+    found = torch.autograd.grad(locally_adaptive_loss(moved, y, axis=-1), moved)[0]
+    torch.testing.assert_close(found.movedim(-1, 1), right)
+    found = torch.autograd.grad(locally_adaptive_loss(x, y, engine="array"), x)[0]
+    torch.testing.assert_close(found, right)
+    deep = torch.zeros(1, 2, 1, 2, 1, 2, requires_grad=True)  # 4 spatial axes
+    locally_adaptive_loss(deep, torch.zeros(1, 1, 2, 1, 2, dtype=torch.int64)).backward()
+    assert deep.grad.abs().max() > 0
+
+
+def test_a_module_is_its_options():
+    criterion = LocallyAdaptiveLoss(
+        kernel_size=3, ignore_index=-100, class_weight=torch.tensor([1.0, 2.0, 0.5])
+    )
+    assert criterion.options == Loss(kernel_size=3, ignore_index=-100, class_weight=(1.0, 2.0, 0.5))
+    assert repr(criterion).startswith(
+        "LocallyAdaptiveLoss(kernel_size=3, ignore_index=-100, class_weight=[1.0"
+    )
+    y = torch.where(torch.from_numpy(Y) == 255, -100, torch.from_numpy(Y))
+    plain = LocallyAdaptiveLoss(kernel_size=3, class_weight=(1.0, 2.0, 0.5))
+    assert criterion(torch.from_numpy(X), y) == plain(torch.from_numpy(X), torch.from_numpy(Y))
+    assert LocallyAdaptiveLoss(p=math.inf).options.p == math.inf
+    with pytest.raises(ValueError, match="256 classes"):
+        LocallyAdaptiveLoss()(torch.zeros(1, 256, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="kernel_size=4"):
+        LocallyAdaptiveLoss(kernel_size=4)
+
+
+def test_no_gradient_is_worked_out_that_nobody_asks_for(monkeypatch):
+    monkeypatch.setattr(Loss, "value_and_grad", None)
+    x, y, _ = tensors()
+    with torch.no_grad():
+        inside = locally_adaptive_loss(x, y)
+    assert inside == locally_adaptive_loss(x.detach(), y)
+    assert not inside.requires_grad
+
+
+def test_the_door():
+    x, y, w = tensors()
+    with pytest.raises(ValueError, match=r"input and target .*cpu and meta: move"):
+        locally_adaptive_loss(x, y.to("meta"))
+    with pytest.raises(ValueError, match=r"input and pixel_weight .*cpu and meta"):
+        locally_adaptive_loss(x, y, pixel_weight=w.to("meta"))
+    with pytest.raises(ValueError, match=r"target requires a gradient.*detach"):
+        locally_adaptive_loss(x, y.double().requires_grad_())
+    with pytest.raises(ValueError, match="pixel_weight requires a gradient"):
+        locally_adaptive_loss(x, y, pixel_weight=w.clone().requires_grad_())
+    with pytest.raises(TypeError, match="labels must be integers"):
+        locally_adaptive_loss(x, y.double())
+    with pytest.raises(TypeError, match=r"target must be a torch.Tensor; got ndarray"):
+        locally_adaptive_loss(x, Y)
+    with pytest.raises(ValueError, match="labels must have the shape"):
+        locally_adaptive_loss(x, y[:1])
+    with pytest.raises(ValueError, match=r'engine="cuda"'):
+        locally_adaptive_loss(x, y, engine="cuda")
+    criterion, other = LocallyAdaptiveLoss(), LocallyAdaptiveLoss(p=2)
+    with pytest.raises(ValueError, match="total= takes the combined parts of this loss"):
+        criterion(x, y, total=other.parts(x, y))
+    with pytest.raises(ValueError, match="in float32; got"):
+        criterion(x.float(), y, total=criterion.parts(x, y))
+    with pytest.raises(TypeError, match="total= takes the Parts"):
+        criterion(x, y, total=1.0)
+    part = criterion(x, y, total=criterion.parts(x, y))
+    (grad,) = torch.autograd.grad(part, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        grad.sum().backward()
+
+
+def test_lalref_imports_no_framework_and_an_adapter_says_what_to_install():
+    code = """
+import sys, lalref, lalref.adapters
+assert not {"torch", "jax", "tensorflow", "keras", "dask"} & set(sys.modules)
+for name in ("torch", "jax", "tensorflow", "dask"):
+    sys.modules[name] = None
+    try:
+        __import__(f"lalref.adapters.{name}")
+    except ImportError as error:
+        assert f"pip install 'lalref[{name}]'" in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,157 @@
+"""Scenes tile by tile: the whole image's value and gradient, in bounded memory, and told errors."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import problems
+
+from lalref import LocallyAdaptiveLoss, scenes
+from lalref.oracle.inputs import VOID, eighths, scattered, weights
+from lalref.scenes import scene_parts, scene_value_and_grad
+
+X, Y = eighths((2, 3, 21, 18), 1), scattered((2, 21, 18), 2, 3, VOID)
+W = weights((2, 21, 18), 3)
+OPTIONS = {
+    "default": {},
+    "stride 3": {"stride": 3},
+    "probabilities": {"space": "probabilities"},
+    "p inf, sum": {"p": math.inf, "reduction": "sum"},
+    "tuples": {"kernel_size": (7, 3), "stride": (2, 1)},
+    "channels last": {"axis": -1},
+    "window larger than the image": {"kernel_size": 99},
+}
+
+
+@pytest.mark.parametrize("tile", [4, 7, 100])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_tiles_of_any_size_give_the_whole_images_answer(options, tile):
+    loss = LocallyAdaptiveLoss(**options)
+    x = np.moveaxis(X, 1, -1) if "axis" in options else X
+    grad = np.full(x.shape, np.nan)
+    value = scene_value_and_grad(loss, x, Y, grad, pixel_weight=W, tile=tile)
+    right, right_grad = loss.value_and_grad(x, Y, pixel_weight=W)
+    np.testing.assert_allclose(value, right, rtol=1e-13)
+    np.testing.assert_allclose(grad, right_grad, rtol=0, atol=1e-13 * abs(right_grad).max())
+
+
+@settings(max_examples=40)
+@given(problems(axes=(1, 3), reductions=("mean", "sum")), st.integers(1, 4))
+def test_whatever_the_options(problem, tile):
+    x, y, options = problem
+    w = options.pop("pixel_weight")
+    loss = LocallyAdaptiveLoss(**options, engine="array")
+    grad = np.full(x.shape, np.nan)
+    value = scene_value_and_grad(loss, x, y, grad, pixel_weight=w, tile=tile, grad_output=-1.5)
+    right, right_grad = loss.value_and_grad(x, y, pixel_weight=w, grad_output=-1.5)
+    np.testing.assert_allclose(value, right, rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(
+        grad, right_grad, rtol=0, atol=1e-12 * max(1e-3, abs(right_grad).max(initial=0))
+    )
+
+
+@pytest.mark.parametrize("halo", [0, 1])
+def test_a_halo_that_is_too_small_would_be_noticed(halo, monkeypatch):
+    """Halo 0 cuts windows off; halo 1 loses the windows beyond the edge that read the tile."""
+    cut = scenes.tiles
+    monkeypatch.setattr(scenes, "tiles", lambda loss, shape, spans, _: cut(loss, shape, spans, halo))
+    loss, grad = LocallyAdaptiveLoss(), np.empty(X.shape)
+    value = scene_value_and_grad(loss, X, Y, grad, tile=7)
+    right, right_grad = loss.value_and_grad(X, Y)
+    assert (abs(value / right - 1) > 1e-3) == (halo == 0)
+    assert abs(grad - right_grad).max() > 1e-3 * abs(right_grad).max()
+
+
+def test_float16_scenes_give_float32_gradients():
+    x, loss = X.astype(np.float16), LocallyAdaptiveLoss()
+    grad = np.empty(x.shape, np.float32)
+    value = scene_value_and_grad(loss, x, Y, grad, tile=8)
+    right, right_grad = loss.value_and_grad(x.astype(np.float32), Y)
+    np.testing.assert_allclose(value, right, rtol=1e-6)
+    np.testing.assert_allclose(grad, right_grad, rtol=0, atol=1e-6 * abs(right_grad).max())
+
+
+def test_scenes_without_a_valid_window_or_a_pixel():
+    loss = LocallyAdaptiveLoss(empty="nan")
+    assert math.isnan(scene_parts(loss, X, np.full_like(Y, VOID), tile=8).value)
+    assert scene_parts(LocallyAdaptiveLoss(), X[:0], Y[:0]).value == 0
+
+
+def test_errors_tell_the_tile_and_what_is_allowed():
+    loss, y = LocallyAdaptiveLoss(), Y.copy()
+    y[1, 20, 17] = 77
+    with pytest.raises(ValueError, match="77") as told:
+        scene_parts(loss, X, y, tile=8)
+    assert told.value.__notes__ == ["in the tile that reads labels[1:2, 14:21, 6:18]"]
+    with pytest.raises(ValueError, match="no parts to combine"):
+        scene_parts(LocallyAdaptiveLoss(reduction="none"), X, Y)
+    with pytest.raises(ValueError, match="decided by each tile alone"):
+        scene_parts(LocallyAdaptiveLoss(empty="raise"), X, Y)
+    with pytest.raises(ValueError, match="tile=0 is not allowed"):
+        scene_parts(loss, X, Y, tile=0)
+    with pytest.raises(ValueError, match="grad must have the shape"):
+        scene_value_and_grad(loss, X, Y, np.empty(3))
+
+
+def test_progress_is_shown(capsys):
+    scene_parts(LocallyAdaptiveLoss(), X, Y, tile=16, progress=True)
+    assert "loss of 8 tiles" in capsys.readouterr().out
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from lalref import LocallyAdaptiveLoss, scenes
+from lalref.scenes import scene_parts, scene_value_and_grad
+
+folder, strips, side = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+C, rows = 19, 250
+shape = (1, C, strips * rows, side)
+c, i, j = np.ogrid[:C, :rows, :side]
+strip = ((7 * c + 3 * i * c + 5 * j + i * j // 64) % 41 / 8).astype(np.float16)  # (19, 250, side)
+y = ((i // 16 + j // 16) % C).astype(np.uint8)[0]
+y[-4:] = 255  # no window of one strip reads the next
+with open(folder / "logits", "wb") as file:
+    for plane in strip:
+        for _ in range(strips):
+            file.write(plane.tobytes())
+labels = np.tile(y, (strips, 1))[None]
+loss = LocallyAdaptiveLoss()
+small = strip[None, :, :, :256].astype(np.float32), y[None, :, :256]
+scene_parts(loss, *small), loss.value_and_grad(*small)  # what is compiled and imported, and its memory
+right = loss.parts(strip[None], y[None])
+del strip, c, i, j
+
+logits = np.memmap(folder / "logits", np.float16, "r", shape=shape)
+quarter = logits.nbytes // 4
+used = {k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in open("/proc/self/status") if "kB" in l)}
+resource.setrlimit(resource.RLIMIT_DATA, (used["VmData"] + quarter,) * 2)
+try:
+    logits[...].astype(np.float32)
+    sys.exit("the limit does not hold")
+except MemoryError:
+    pass
+value = scene_parts(loss, logits, labels, tile=500).value
+np.testing.assert_allclose(value, right.value, rtol=2e-6)
+print(logits.nbytes, quarter, float(value))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on memory is Linux's")
+def test_a_scene_in_a_quarter_of_its_memory(tmp_path):
+    """608 MB of float16 logits as 16 strips apart, whose loss is that of one strip, worked out whole."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", LARGE, str(tmp_path), "16", "4000"]
+    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    nbytes, quarter, _ = done.stdout.split()
+    assert (int(nbytes), int(quarter)) == (608_000_000, 152_000_000)
+    (tmp_path / "logits").unlink()
