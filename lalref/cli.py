@@ -184,7 +184,7 @@ def verify(
         traceback.print_exception(error)
         click.echo("No verdict: this ended before all cases were tried.", err=True)
         sys.exit(EXIT_INCONCLUSIVE)
-    Console(highlight=False).print(report)
+    Console(highlight=False).print(report, crop=False)  # code to paste stays whole
     if json_file is not None:
         json_file.write(json.dumps(report.to_dict(), indent=2) + "\n")
     if junit_file is not None:

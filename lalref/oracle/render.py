@@ -28,7 +28,7 @@ COLOURS = {"right": "green", "wrong": "red", "inconclusive": "yellow"}
 def plain(told: Report | Worst) -> str:
     """`report` or `picture` as plain text, the lines without blanks at their end."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False)
-    console.print(report(told) if isinstance(told, Report) else picture(told))
+    console.print(report(told) if isinstance(told, Report) else picture(told), crop=False)  # code stays whole
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()).rstrip()
 
@@ -113,10 +113,12 @@ def _around(worst: Worst) -> tuple[slice | int, ...]:
 
 def _diagnosis(told: Report) -> list[RenderableType]:
     """What is known of the mistake: the summary, and every known mistake that has these numbers."""
-    parts: list[RenderableType] = [Text("What the mistake is", style="italic"), Text(told.diagnosis.summary)]
+    summary = told.diagnosis.summary
+    parts: list[RenderableType] = [Text("What the mistake is", style="italic"), Text(summary)]
     for found in told.diagnosis.findings:
-        agreement = f"agrees to {number(found.agreement_units)} units"
-        parts.append(Text(f"  - {found.sentence.rstrip('.')} ({found.mistake}; {agreement})."))
+        known = "" if found.sentence.rstrip(".") in summary else f"{found.sentence.rstrip('.')}. "
+        agreement = f"Its numbers and yours agree to {number(found.agreement_units)} units."
+        parts.append(Text(f"  {found.mistake}: {known}{agreement}"))
     return parts
 
 
