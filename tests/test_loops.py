@@ -361,3 +361,21 @@ def test_compiled_code_is_kept_only_while_no_room_of_the_engine_changes(tmp_path
     kept = [f for f in kept if hasattr(f._cache, "_cache_file")]
     assert len(kept) >= 7
     assert {f._cache._cache_file._source_stamp for f in kept} == {loops_cache.STAMP}
+    assert all(loops_cache.STAMP[:12] in f._cache._cache_file._index_name for f in kept)
+
+
+def test_whoever_waits_for_the_first_compilation_is_told_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loops_cache, "_folder", tmp_path / "cache")
+    monkeypatch.setattr(loops_cache, "_asked", set())
+    assert loops_cache.compile_seconds() == {}
+    with caplog.at_level("INFO", "lalref"):
+        for _ in range(2):
+            with loops_cache.first_call("float32"):
+                pass
+    assert len(caplog.messages) == 1
+    assert "compiling for float32, once" in caplog.text
+    assert loops_cache.compile_seconds().keys() == {"float32"}
+    monkeypatch.setattr(loops_cache, "_asked", set())  # the next process finds it on disk
+    with loops_cache.first_call("float32"):
+        pass
+    assert len(caplog.messages) == 1

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lalref.engines import loops_maps as maps
+from lalref.engines.loops_cache import first_call
 from lalref.engines.loops_geometry import Geometry, flat_view, round_up
 from lalref.engines.loops_margins import typical_margins
 from lalref.engines.loops_rows import Image, Task
@@ -70,13 +71,15 @@ def value_and_grad(
     `omega` (N, *grid) float64, or None where every valid window weighs 1; `total` as at the front door.
     """
     problem = Problem(logits, labels, valid, options)
-    z_bar = None if problem.irregular else problem.new_gradient()
-    ell, log_u, log_pooled = problem.losses(z_bar)
-    total = total or parts_of(ell, omega, valid, options)
-    g = shares(ell, omega, valid, total, grad_output)
-    if z_bar is None:
-        return total, problem.send_back_by_bands(g)
-    return total, problem.send_back(g, ell, log_u, log_pooled, z_bar)
+    with first_call(problem.working.name):
+        z_bar = None if problem.irregular else problem.new_gradient()
+        ell, log_u, log_pooled = problem.losses(z_bar)
+        total = total or parts_of(ell, omega, valid, options)
+        # of ell nothing more is needed but in probability space
+        g = shares(ell, omega, valid, total, grad_output, over_ell=log_u is None)
+        if z_bar is None:
+            return total, problem.send_back_by_bands(g)
+        return total, problem.send_back(g, ell, log_u, log_pooled, z_bar)
 
 
 # --- A call in the shape that the kernels take ------------------------------------------------------------------

@@ -1,17 +1,26 @@
 """How the numba engine's entry points are compiled: once, and kept on disk until any room of the engine changes.
 
 numba asks only whether the file that holds a function has changed. These functions are compiled together with
-what they call in other files, and after an upgrade that changed one of those, the old code must not be run.
+what they call in other files, and after an upgrade that changed one of those, the old code must not be run. Files
+carry the digest of all rooms in their names, so that two versions at work at once never write to the same one.
+
+Here too: a word to whoever waits for the first compilation, and how long it took.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.caching import IndexDataCacheFile
 
 
 def sources_digest(folder: Path) -> str:
@@ -24,10 +33,48 @@ def sources_digest(folder: Path) -> str:
 
 STAMP = sources_digest(Path(__file__).parent)
 
+_folder: Path | None = None  # where compiled code is kept; None with NUMBA_DISABLE_JIT
+_asked: set[str] = set()
+
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile `function` at its first call for each dtype, free of the GIL, with IEEE arithmetic."""
+    global _folder
     kernel = njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     if hasattr(kernel, "_cache"):  # not with NUMBA_DISABLE_JIT
-        kernel._cache._cache_file._source_stamp = STAMP
+        cache = kernel._cache
+        base = f"{cache._impl.filename_base}-{STAMP[:12]}"
+        cache._cache_file = IndexDataCacheFile(cache.cache_path, base, STAMP)
+        _folder = Path(cache.cache_path)
     return kernel
+
+
+def compile_seconds() -> dict[str, float]:
+    """How much processor time compiling took on this machine, by working dtype; empty before the first time."""
+    try:
+        return dict(json.loads(_record().read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+@contextlib.contextmanager
+def first_call(dtype: str) -> Iterator[None]:
+    """Around a call: if it is the first that compiles for `dtype`, say so, and keep how long it took."""
+    if dtype in _asked or _folder is None or dtype in compile_seconds():
+        yield
+        return
+    _asked.add(dtype)
+    told = f"lalref: compiling for {dtype}, once, about half a minute; kept in {_folder}"
+    logging.getLogger("lalref").info(told)
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(told, file=sys.stderr, flush=True)
+    begin = time.process_time()
+    yield
+    seconds = {**compile_seconds(), dtype: round(time.process_time() - begin, 1)}
+    with contextlib.suppress(OSError):
+        _record().parent.mkdir(parents=True, exist_ok=True)
+        _record().write_text(json.dumps(seconds) + "\n", encoding="utf-8")
+
+
+def _record() -> Path:
+    return (_folder or Path()) / f"loops-{STAMP[:12]}.seconds.json"

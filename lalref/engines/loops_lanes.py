@@ -207,6 +207,18 @@ def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
 
 
 @intrinsic
+def between(typingctx: Any, a: Any, b: Any, first: Any) -> Any:
+    """The lanes of a from `first` on, then those of b before it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wanted = [first.literal_value + lane for lane in range(LANES)]
+        shuffle = ir.Constant(ir.VectorType(ir.IntType(32), LANES), wanted)
+        return builder.shuffle_vector(args[0], args[1], shuffle)
+
+    return (a(a, b, first), codegen) if isinstance(first, types.IntegerLiteral) else None
+
+
+@intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once where the processor can."""
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from lalref.engines.loops_lanes import (
     LANES,
+    between,
     fill,
     fma,
     inner,
@@ -38,45 +39,69 @@ from lalref.engines.loops_lanes import (
 from lalref.engines.loops_plan import plan_row, ring_size
 
 
-def _small_columns(cell, radius):
-    """Make the function that works out all U_t of a segment for 3 x 3, 5 x 5 or 7 x 7 windows of images."""
+def _small(cell, radius, mixed):
+    """Make the function that pools a segment for 3 x 3, 5 x 5 or 7 x 7 windows of images, all U_t in registers."""
 
     @inner
-    def columns(x, at, labels, rows, column, end, kind, window, scratch, step):
-        weight = window.weight
+    def column(x, at, labels, j, kind, weight, rows):
+        """U_0 to U_3 (as many as there are) of `LANES` columns from j on."""
+        r0, r1, r2 = rows[0] + j, rows[1] + j, rows[2] + j
         w0, w1 = fill(x, weight[0]), fill(x, weight[1])
-        w2 = fill(x, weight[2]) if radius > 1 else w0
-        w3 = fill(x, weight[3]) if radius > 2 else w0
-        r0, r1, r2 = rows[0], rows[1], rows[2]
-        r3, r4 = (rows[3], rows[4]) if radius > 1 else (r1, r2)
-        r5, r6 = (rows[5], rows[6]) if radius > 2 else (r1, r2)
-        for j in range(column, end, LANES):
-            to = j - column
-            S = cell(x, at + r0 + j, labels, r0 + j, kind)
-            P = cell(x, at + r1 + j, labels, r1 + j, kind) + cell(x, at + r2 + j, labels, r2 + j, kind)
-            if radius == 1:
-                store(scratch, to, fma(w0, S, w1 * P))
-                store(scratch, step + to, w1 * (S + P))
-            elif radius == 2:
-                P2 = cell(x, at + r3 + j, labels, r3 + j, kind) + cell(x, at + r4 + j, labels, r4 + j, kind)
-                O = w2 * P2
-                store(scratch, to, fma(w0, S, fma(w1, P, O)))
-                S = S + P
-                store(scratch, step + to, fma(w1, S, O))
-                store(scratch, 2 * step + to, w2 * (S + P2))
-            else:
-                P2 = cell(x, at + r3 + j, labels, r3 + j, kind) + cell(x, at + r4 + j, labels, r4 + j, kind)
-                P3 = cell(x, at + r5 + j, labels, r5 + j, kind) + cell(x, at + r6 + j, labels, r6 + j, kind)
-                O2 = w3 * P3
-                O = fma(w2, P2, O2)
-                store(scratch, to, fma(w0, S, fma(w1, P, O)))
-                S = S + P
-                store(scratch, step + to, fma(w1, S, O))
-                S = S + P2
-                store(scratch, 2 * step + to, fma(w2, S, O2))
-                store(scratch, 3 * step + to, w3 * (S + P3))
+        S = cell(x, at + r0, labels, r0, kind)
+        P = cell(x, at + r1, labels, r1, kind) + cell(x, at + r2, labels, r2, kind)
+        if radius == 1:
+            U_1 = w1 * (S + P)
+            return fma(w0, S, w1 * P), U_1, U_1, U_1
+        r3, r4 = rows[3] + j, rows[4] + j
+        w2 = fill(x, weight[2])
+        P_2 = cell(x, at + r3, labels, r3, kind) + cell(x, at + r4, labels, r4, kind)
+        if radius == 2:
+            O = w2 * P_2
+            U_0 = fma(w0, S, fma(w1, P, O))
+            S = S + P
+            U_2 = w2 * (S + P_2)
+            return U_0, fma(w1, S, O), U_2, U_2
+        r5, r6 = rows[5] + j, rows[6] + j
+        w3 = fill(x, weight[3])
+        P_3 = cell(x, at + r5, labels, r5, kind) + cell(x, at + r6, labels, r6, kind)
+        O_2 = w3 * P_3
+        O = fma(w2, P_2, O_2)
+        U_0 = fma(w0, S, fma(w1, P, O))
+        S = S + P
+        U_1 = fma(w1, S, O)
+        S = S + P_2
+        return U_0, U_1, fma(w2, S, O_2), w3 * (S + P_3)
 
-    return columns
+    @inner
+    def total(a, b):
+        """U_0[j] + U_1[j - 1] + U_1[j + 1] + ..., where column j is `radius` lanes into a, and b goes on from a."""
+        if radius == 1:
+            return between(a[0], b[0], 1) + (a[1] + between(a[1], b[1], 2))
+        if radius == 2:
+            near = between(a[0], b[0], 2) + (between(a[1], b[1], 1) + between(a[1], b[1], 3))
+            return near + (a[2] + between(a[2], b[2], 4))
+        near = between(a[0], b[0], 3) + (between(a[1], b[1], 2) + between(a[1], b[1], 4))
+        near = near + (between(a[2], b[2], 1) + between(a[2], b[2], 5))
+        return near + (a[3] + between(a[3], b[3], 6))
+
+    @inner
+    def pool_segment(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
+        kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
+        size = ring_size(ring)
+        for c in range(channels):
+            j = ring.pad + first * LANES - radius
+            a = column(x, c * size, labels, j, kind, window.weight, rows)
+            for block in range(first, last):
+                j += LANES
+                b = column(x, c * size, labels, j, kind, window.weight, rows)
+                here = total(a, b)
+                to = c * out_width + block * LANES
+                if mixed:
+                    here = select(load(centres, block * LANES) == kind, here, load(out, to))
+                store(out, to, here)
+                a = b
+
+    return pool_segment
 
 
 def _all_columns(cell):
@@ -131,13 +156,13 @@ def _all_columns(cell):
     return columns
 
 
-def _pooling_by_class(columns, mixed, radius):
+def _large(columns, mixed):
     """Make the function that pools a segment, from the one that works out its U_t."""
 
     @inner
     def pool_segment(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
         kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
-        reach = radius if radius > 0 else window.reach
+        reach = window.reach
         size = ring_size(ring)
         column = ring.pad + first * LANES - reach
         step = ((last - first) * LANES + 2 * reach + 2 * LANES - 1) // (2 * LANES) * (2 * LANES)
@@ -157,14 +182,10 @@ def _pooling_by_class(columns, mixed, radius):
     return pool_segment
 
 
-_pure_1 = _pooling_by_class(_small_columns(load_any, 1), False, 1)
-_pure_2 = _pooling_by_class(_small_columns(load_any, 2), False, 2)
-_pure_3 = _pooling_by_class(_small_columns(load_any, 3), False, 3)
-_pure = _pooling_by_class(_all_columns(load_any), False, 0)
-_mixed_1 = _pooling_by_class(_small_columns(load_of, 1), True, 1)
-_mixed_2 = _pooling_by_class(_small_columns(load_of, 2), True, 2)
-_mixed_3 = _pooling_by_class(_small_columns(load_of, 3), True, 3)
-_mixed = _pooling_by_class(_all_columns(load_of), True, 0)
+_pure_1, _mixed_1 = _small(load_any, 1, False), _small(load_of, 1, True)
+_pure_2, _mixed_2 = _small(load_any, 2, False), _small(load_of, 2, True)
+_pure_3, _mixed_3 = _small(load_any, 3, False), _small(load_of, 3, True)
+_pure, _mixed = _large(_all_columns(load_any), False), _large(_all_columns(load_of), True)
 
 
 @inner

@@ -43,8 +43,13 @@ def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) ->
     return Parts(np.float64(maximum), np.sum(sums), weight, np.int64(count), options, ell.dtype.name)
 
 
-def shares(ell: Array, omega: Array | None, valid: Array, total: Parts, grad_output: float) -> Array:
-    """`minkowski.shares` times `grad_output` in the dtype of `ell`; only where valid does it mean anything."""
+def shares(
+    ell: Array, omega: Array | None, valid: Array, total: Parts, grad_output: float, over_ell: bool = False
+) -> Array:
+    """`minkowski.shares` times `grad_output` in the dtype of `ell`; only where valid does it mean anything.
+
+    With `over_ell` they may be written where `ell` is.
+    """
     options, p = total.options, total.options.p
     maximum, S = float(total.maximum), float(total.power_sum)
     B = float(total.weight) if options.reduction == "mean" else 1.0
@@ -52,8 +57,8 @@ def shares(ell: Array, omega: Array | None, valid: Array, total: Parts, grad_out
         weights = omega if omega is not None else valid.astype(np.float64)
         return (minkowski.shares(ell, weights, total) * grad_output).astype(ell.dtype)
     factor = grad_output * ((S / B) ** (1 / p) / S)
-    g = np.empty_like(ell)
-    flat, to = flat_view(ell), g.reshape(-1)
+    g = ell if over_ell else np.empty_like(ell)
+    flat, to = ell.reshape(-1), g.reshape(-1)
     w = flat_view(omega) if omega is not None else flat_view(np.empty(0))
     blocks = [(i, min(i + _SUM_BLOCK, flat.size)) for i in range(0, flat.size, _SUM_BLOCK)]
     run(lambda block: maps.write_shares(flat, w, 1 / maximum, int(p) - 1, factor, *block, to), blocks)
