@@ -1,0 +1,36 @@
+"""The page about training, every block of it, and the benchmark of the adapter in small."""
+
+import pytest
+from documents import ROOT, run
+
+pytest.importorskip("torch")
+pytest.importorskip("jax")
+pytest.importorskip("keras")
+pytest.importorskip("dask")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    left_out = run(ROOT / "docs" / "frameworks.md", tmp_path)
+    assert [reason.split(": ")[1].split(",")[0] for reason in left_out] == ["needs a launcher"]
+
+
+def test_the_benchmark_checks_and_then_times(monkeypatch, capsys):
+    from lalref.bench import adapters
+
+    monkeypatch.setattr(adapters, "SHAPE", (1, 5, 40, 40))
+    ratios = adapters.main(seconds=0.1)
+    assert list(ratios) == [
+        "numba engine",
+        "torch adapter",
+        "U-Net step, cross_entropy",
+        "U-Net step, lalref",
+    ]
+    assert all(ratio > 0 for ratio in ratios.values())
+    assert "(1, 5, 40, 40) float32" in capsys.readouterr().out
+
+    right = adapters.LocallyAdaptiveLoss
+    monkeypatch.setattr(adapters, "LocallyAdaptiveLoss", lambda: right(p=4.0))
+    with pytest.raises(ValueError, match="not timed"):
+        adapters.adapter_and_engine()
