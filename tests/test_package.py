@@ -75,7 +75,9 @@ def test_version_is_said_once():
 def required():
     """Every requirement that an environment of the Makefile installs."""
     groups = PYPROJECT["dependency-groups"]
-    return PYPROJECT["project"]["dependencies"] + [each for group in groups.values() for each in group]
+    # a group that another one includes is listed by itself too
+    named = [each for group in groups.values() for each in group if isinstance(each, str)]
+    return PYPROJECT["project"]["dependencies"] + named
 
 
 def test_constraints_pin_every_requirement_to_a_version_it_allows():
