@@ -25,6 +25,7 @@ from lalref.oracle.subjects import Subject, UsageError
 
 UPSTREAM = (0.0, -0.5, 1.703125, 65504.0)  # besides 1; the last is float16's largest number
 BASE = "scattered-void"
+OTHER = "scattered"  # asked between two calls of the base
 WITH_ARRAYS = ("pixel-weight", "none-upstream")  # for subjects that take them
 CASES_THAT_SHOW = {
     "an all-ignored image in the batch": "one-image-ignored",
@@ -82,7 +83,7 @@ def check(
         return rows
     case, right = asked[BASE]
     with_arrays = [asked[name] for name in WITH_ARRAYS if name in asked]
-    rows += _again(subject, case, right, dtype)
+    rows += _again(subject, (case, right), asked.get(OTHER, (case, right)), dtype)
     if subject.takes_upstream:
         for g in UPSTREAM:
             row = _of(f"upstream gradient {g:g}", [judge(subject, *upstreamed(case, right, g, dtype))[0]])
@@ -109,19 +110,19 @@ def _shown(name: str, case: str, asked: Asked, results: list[Result]) -> Row:
     return _of(name, [r for r in results if r.name == asked[case][0].name])
 
 
-def _again(subject: Subject, case: Case, right: Golden, dtype: str) -> list[Row]:
-    """The same call twice on the same arrays, with another one between: right both times, and the same bits."""
-    call = subject.prepare(case, dtype)
-    other = dataclasses.replace(case, logits=-case.logits)
+def _again(subject: Subject, base: tuple[Case, Golden], other: tuple[Case, Golden], dtype: str) -> list[Row]:
+    """The same call twice on the same arrays, with another one between: right every time, and the same bits."""
+    call = subject.prepare(base[0], dtype)
     try:
         first = subject.ask(call)
-        subject(other, dtype)
+        between = subject(other[0], dtype)
         second = subject.ask(call)
     except UsageError:
         raise
     except Exception as error:
         return [Row("called twice", "differs", told(error))]
-    twice = [measure(answer, case, dtype, "", right)[0] for answer in (first, second)]
+    answers = ((first, base), (second, base), (between, other))
+    twice = [measure(answer, case, dtype, "", right)[0] for answer, (case, right) in answers]
     rows = [_of("called twice", twice)]
     unchanged = not (first.changed or second.changed)
     rows.append(Row("inputs unchanged", "holds" if unchanged else "differs", twice[0].note or twice[1].note))
