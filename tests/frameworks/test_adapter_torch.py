@@ -120,7 +120,7 @@ def test_torch_compile_takes_it_whole(options):
 
 
 def test_the_operators_keep_torchs_rules():
-    from lalref.adapters import torch as adapter
+    from lalref.adapters import torch_operators as adapter
 
     x, y, w = tensors(torch.float32)
     spelt = LocallyAdaptiveLoss(kernel_size=3)._spelt
@@ -132,7 +132,7 @@ def test_the_operators_keep_torchs_rules():
         test_utils=["test_schema", "test_faketensor"],
     )
     torch.library.opcheck(
-        adapter._value_and_grad,
+        adapter.value_and_grad,
         (plain, y, w, None, spelt, True),
         test_utils=["test_schema", "test_faketensor"],
     )
