@@ -21,6 +21,9 @@ from lalref.oracle.inputs import FloatArray
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from lalref.oracle.protocol import Row
+    from lalref.oracle.shrink import Shrunk
+
 SCHEMA = 1
 EXIT_CODES = {"right": 0, "wrong": 1, "inconclusive": 3}
 
@@ -102,7 +105,7 @@ class Report:
         `agreement_units`, and a `summary`.
     shrunk : Shrunk or None
         The smallest input that still fails, as `code` to paste.
-    protocol : sequence of (name, outcome, note)
+    protocol : sequence of Row, (name, outcome, note)
         Checks of how it behaves: called twice, on views, on large inputs. Outcome as in `Result`.
     """
 
@@ -120,8 +123,8 @@ class Report:
     strict: bool
     seconds: float
     diagnosis: Any = None
-    shrunk: Any = None
-    protocol: Sequence[tuple[str, str, str]] = ()
+    shrunk: Shrunk | None = None
+    protocol: Sequence[Row] = ()
 
     @property
     def exit_code(self) -> int:
@@ -170,7 +173,7 @@ class Report:
                 for feature, outcome in self.extended().items()
             },
             "skipped": dict(self.skipped),
-            "protocol": [dict(zip(("name", "outcome", "note"), row, strict=True)) for row in self.protocol],
+            "protocol": [row._asdict() for row in self.protocol],
             "shrunk": self.shrunk.code if self.shrunk else None,
             "versions": self.versions(),
             "seconds": round(self.seconds, 3),
