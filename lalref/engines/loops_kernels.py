@@ -19,6 +19,7 @@ from numba import njit
 from lalref.engines.loops_cache import compiled
 from lalref.engines.loops_lanes import (
     LANES,
+    fetch,
     fill,
     load,
     load_first,
@@ -116,7 +117,16 @@ def forward(
             origins(x, start, steps, to_w - from_w, labels, to, margins, origin)
             for c in range(C):
                 copy_readable(
-                    x, start + c * steps.c, steps.w, to_w - from_w, labels, to, origin, logits, c * size + to
+                    x,
+                    start + c * steps.c,
+                    steps.w,
+                    steps.a,
+                    to_w - from_w,
+                    labels,
+                    to,
+                    origin,
+                    logits,
+                    c * size + to,
                 )
             for j in range(to_w - from_w):
                 logits[C * size + to + j] = 1 if labels[to + j] >= 0 else 0
@@ -198,6 +208,7 @@ def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_b
                 for c in range(channels):
                     at = first + c * plane + (ahead * image.B + b) * W
                     for j in range(0, W, LANES):
+                        fetch(z_bar, at + j + image.B * W)
                         value = load(z_bar, at + j) if j + LANES <= W else load_first(z_bar, at + j, W - j)
                         value = select(load(labels, to + j) > nobody, value * load(g_row, j), fill(z, 0))
                         store(sent, c * size + to + j, value)

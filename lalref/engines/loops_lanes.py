@@ -11,48 +11,27 @@ an index.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from llvmlite import ir
 from numba import njit
 from numba.core import types
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.extending import intrinsic
 
-LANES = 16
+from lalref.engines.loops_type import ELEMENTS, Lanes
+from lalref.engines.loops_type import LANES as LANES
 
 # For functions that only a kernel calls: Python needn't be able to, which saves half the time to compile, and they
 # allocate nothing, so arrays needn't be counted on the way in and out.
 inner = njit(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-class Lanes(types.Type):
-    """`LANES` scalars of one type, held in registers."""
-
-    def __init__(self, scalar: Any) -> None:
-        self.scalar = scalar
-        super().__init__(f"Lanes({scalar})")
-
-
-@register_model(Lanes)
-class _LanesModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Lanes) -> None:
-        super().__init__(dmm, fe_type, ir.VectorType(_ELEMENTS[fe_type.scalar], LANES))
-
-
-_ELEMENTS = {
-    types.float32: ir.FloatType(),
-    types.float64: ir.DoubleType(),
-    types.int32: ir.IntType(32),
-    types.int64: ir.IntType(64),
-    types.boolean: ir.IntType(1),
-}
 _INTEGER_OF = {types.float32: types.int32, types.float64: types.int64}
 _FLOAT_OF = {integer: real for real, integer in _INTEGER_OF.items()}
 
 
 def _vector(scalar: types.Type) -> ir.VectorType:
-    return ir.VectorType(_ELEMENTS[scalar], LANES)
+    return ir.VectorType(ELEMENTS[scalar], LANES)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -150,6 +129,21 @@ def peek(typingctx: Any, array: Any, index: Any) -> Any:
         return builder.load(builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]]))
 
     return array.dtype(array, types.intp), codegen
+
+
+@intrinsic
+def fetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Let the cache begin to bring in what is at array[index]; any index will do."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        int32, at = ir.IntType(32), _pointer(context, builder, array, *args)
+        at = builder.bitcast(at, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [at.type, int32, int32, int32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
+        builder.call(prefetch, [at, int32(0), int32(2), int32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 @intrinsic
@@ -312,47 +306,6 @@ def largest(typingctx: Any, a: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name = f"llvm.vector.reduce.smax.{_suffix(a.scalar)}"
-        return _call(builder, name, _ELEMENTS[a.scalar], list(args))
+        return _call(builder, name, ELEMENTS[a.scalar], list(args))
 
     return a.scalar(a), codegen
-
-
-# --- Operators ---------------------------------------------------------------------------------------------------
-
-
-def _binary(symbol: Any, real: str, integer: str) -> None:
-    @type_callable(symbol)
-    def typing(context: Any) -> Any:
-        return lambda a, b: a if isinstance(a, Lanes) and a == b else None
-
-    @lower_builtin(symbol, Lanes, Lanes)
-    def lowering(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        is_real = isinstance(signature.args[0].scalar, types.Float)
-        return getattr(builder, real if is_real else integer)(*args)
-
-
-def _comparison(symbol: Any, sign: str) -> None:
-    @type_callable(symbol)
-    def typing(context: Any) -> Any:
-        return lambda a, b: Lanes(types.boolean) if isinstance(a, Lanes) and a == b else None
-
-    @lower_builtin(symbol, Lanes, Lanes)
-    def lowering(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if not isinstance(signature.args[0].scalar, types.Float):
-            return builder.icmp_signed(sign, *args)
-        if sign == "!=":  # unordered, so that x != x tells NaN
-            return builder.fcmp_unordered(sign, *args)
-        return builder.fcmp_ordered(sign, *args)
-
-
-for _symbol, _real, _integer in (
-    (operator.add, "fadd", "add"),
-    (operator.sub, "fsub", "sub"),
-    (operator.mul, "fmul", "mul"),
-    (operator.truediv, "fdiv", "sdiv"),
-    (operator.and_, "", "and_"),
-    (operator.or_, "", "or_"),
-):
-    _binary(_symbol, _real, _integer)
-for _symbol, _sign in ((operator.eq, "=="), (operator.ne, "!="), (operator.gt, ">"), (operator.ge, ">=")):
-    _comparison(_symbol, _sign)

@@ -85,7 +85,7 @@ def _small(cell, radius, mixed):
         return near + (a[3] + between(a[3], b[3], 6))
 
     @inner
-    def pool_segment(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
+    def pool_pure(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
         kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
         size = ring_size(ring)
         for c in range(channels):
@@ -94,14 +94,34 @@ def _small(cell, radius, mixed):
             for block in range(first, last):
                 j += LANES
                 b = column(x, c * size, labels, j, kind, window.weight, rows)
-                here = total(a, b)
-                to = c * out_width + block * LANES
-                if mixed:
-                    here = select(load(centres, block * LANES) == kind, here, load(out, to))
-                store(out, to, here)
+                store(out, c * out_width + block * LANES, total(a, b))
                 a = b
 
-    return pool_segment
+    @inner
+    def pool_mixed(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
+        """Two channels at a time, so that labels are compared once for the two."""
+        kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
+        size = ring_size(ring)
+        for c in range(0, channels, 2):
+            more = 1 if c + 1 < channels else 0  # else the last is worked out twice
+            at, at_next = c * size, (c + more) * size
+            j = ring.pad + first * LANES - radius
+            a = column(x, at, labels, j, kind, window.weight, rows)
+            a_next = column(x, at_next, labels, j, kind, window.weight, rows)
+            for block in range(first, last):
+                j += LANES
+                b = column(x, at, labels, j, kind, window.weight, rows)
+                b_next = column(x, at_next, labels, j, kind, window.weight, rows)
+                to = c * out_width + block * LANES
+                to_next = to + more * out_width
+                own = load(centres, block * LANES) == kind
+                here = select(own, total(a, b), load(out, to))
+                here_next = select(own, total(a_next, b_next), load(out, to_next))
+                store(out, to, here)
+                store(out, to_next, here_next)
+                a, a_next = b, b_next
+
+    return pool_mixed if mixed else pool_pure
 
 
 def _all_columns(cell):

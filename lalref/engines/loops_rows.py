@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lalref.engines.loops_lanes import LANES, fill, inner, load, load_first, peek, select, spread, store
+from lalref.engines.loops_lanes import (
+    LANES,
+    fetch,
+    fill,
+    inner,
+    load,
+    load_first,
+    peek,
+    select,
+    spread,
+    store,
+)
 
 
 class Image(NamedTuple):
@@ -59,11 +70,12 @@ def origins(x, start, steps, count, labels, to, typical, out):
 
 
 @inner
-def copy_readable(x, start, step, count, labels, to, origin, out, out_to):
+def copy_readable(x, start, step, next_row, count, labels, to, origin, out, out_to):
     """out[out_to :] = x[start :: step][:count] - origin, 0 where the label says that it may not be read."""
     nobody = spread(np.int32(-1))
     if step == 1:
         for j in range(0, count, LANES):
+            fetch(x, start + j + next_row)
             value = load(x, start + j) if j + LANES <= count else load_first(x, start + j, count - j)
             store(
                 out, out_to + j, select(load(labels, to + j) > nobody, value - load(origin, j), fill(out, 0))
