@@ -57,7 +57,8 @@ def test_modules_that_readme_names_are_there_without_an_import_of_their_own():
 DOCUMENTED = sorted(
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for file in (ROOT / "lalref").rglob("*.py")
-    if ">>> " in file.read_text(encoding="utf-8")
+    if file.parent.name != "adapters"  # tests/frameworks runs those
+    and ">>> " in file.read_text(encoding="utf-8")
 )
 
 

@@ -1,4 +1,7 @@
-"""The page about training, every block of it, and the benchmark of the adapter in small."""
+"""What is written about training: the page, the adapters' examples; and the benchmark of the adapter in small."""
+
+import doctest
+import importlib
 
 import pytest
 from documents import ROOT, run
@@ -14,6 +17,13 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     left_out = run(ROOT / "docs" / "frameworks.md", tmp_path)
     assert [reason.split(": ")[1].split(",")[0] for reason in left_out] == ["needs a launcher"]
+
+
+@pytest.mark.parametrize("name", ["torch", "torch_distributed", "jax", "tensorflow", "dask"])
+def test_examples_in_docstrings_print_what_they_say(name):
+    failed, tried = doctest.testmod(importlib.import_module(f"lalref.adapters.{name}"))
+    assert tried
+    assert not failed
 
 
 def test_the_benchmark_checks_and_then_times(monkeypatch, capsys):
