@@ -1,10 +1,12 @@
 """The benchmark checks before it times, and shows what it found; no time is asserted here."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from lalref import bench, cli
 from lalref.bench import contestants, inputs, measure
@@ -70,3 +72,19 @@ def test_settings_cover_windows_labels_sizes_and_threads():
     assert 1 in {s.threads for s in plan}
     assert len(measure.settings(quick=True)) == 2
     assert bench.as_json([])["machine"]["threads"] >= 1
+
+
+def test_the_table_fits_80_columns():
+    setting = Setting((8, 21, 513, 513), "blobs", 31)
+    results = [
+        measure.Result(setting, c.name, 12.3456, 12.3333, 9, 10**9, 9999.99, 999.99, 99.99)
+        for c in contestants.CONTESTANTS
+    ]
+    console = Console(width=80, file=io.StringIO())
+    bench.show(results, console)
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert all(c.name in shown for c in contestants.CONTESTANTS)
+    assert all(
+        word in shown for word in ("median", "CE", "torch", "copy", "logits", "12345.6", "999.99")
+    )

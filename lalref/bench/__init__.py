@@ -86,6 +86,7 @@ def as_json(results: list[Result]) -> dict[str, Any]:
 
 def show(results: list[Result], console: Any) -> None:
     """Print a table for each setting: milliseconds, and ratios as `Result` has them."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     for setting in dict.fromkeys(result.setting for result in results):
@@ -94,9 +95,18 @@ def show(results: list[Result], console: Any) -> None:
         title = (
             f"{N}×{C}×{H}×{W}, {setting.kind}, window {setting.kernel_size}×{setting.kernel_size}{threads}"
         )
-        table = Table(title=title, title_justify="left")
+        table = Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+        )  # fits 80 columns
         table.add_column("contestant", no_wrap=True)
-        for name in ("median ms", "min ms", "/ cross-entropy", "best torch /", "/ copy", "peak / logits"):
+        for name in (
+            "median\nms",
+            "min\nms",
+            "/ torch\nCE",
+            "best\ntorch /",
+            "/ copy",
+            "peak /\nlogits",
+        ):
             table.add_column(name, justify="right")
         for result in results:
             if result.setting == setting:
