@@ -24,7 +24,7 @@ QUICK_TO_COMPILE = {
 }
 """XLA's options on a CPU for programs that run once or twice: they compile in a fifth of the time."""
 
-SMALL = 20_000  # entries of logits up to which a program runs no longer than it takes to compile
+SMALL = 20_000  # entries of logits up to which starting takes longer than the work itself
 
 AS_IT_IS = 2  # of the ways in which `ask_jax` runs a subject: without compiling it
 
@@ -47,13 +47,19 @@ def ask_torch(call: Call) -> Answer:
 
     x, given, options = _in_framework(call, tensor)
     x.requires_grad_(True)
-    value = call.function(x, given["labels"], **options)
-    if not isinstance(value, torch.Tensor):
-        raise UsageError(f"returned {came(value)}; a torch subject returns the value, a torch.Tensor")
-    grad = None
-    if value.requires_grad:  # a constant, as for a batch with nothing in it, has gradient 0
-        upstream = torch.as_tensor(_upstream(call), dtype=value.dtype).expand(value.shape)
-        (grad,) = torch.autograd.grad(value, x, upstream, allow_unused=True)
+    threads = torch.get_num_threads()
+    if call.logits.size <= SMALL:  # where waiting for a second thread takes longer than the work
+        torch.set_num_threads(1)
+    try:
+        value = call.function(x, given["labels"], **options)
+        if not isinstance(value, torch.Tensor):
+            raise UsageError(f"returned {came(value)}; a torch subject returns the value, a torch.Tensor")
+        grad = None
+        if value.requires_grad:  # a constant, as for a batch with nothing in it, has gradient 0
+            upstream = torch.as_tensor(_upstream(call), dtype=value.dtype).expand(value.shape)
+            (grad,) = torch.autograd.grad(value, x, upstream, allow_unused=True)
+    finally:
+        torch.set_num_threads(threads)
     changed = _changed(call, {k: v.detach().to(torch.float64).numpy() for k, v in given.items()})
     return Answer(plain(value), plain(torch.zeros_like(x) if grad is None else grad), changed)
 
