@@ -85,6 +85,4 @@ def test_the_table_fits_80_columns():
     shown = console.file.getvalue()
     assert "…" not in shown
     assert all(c.name in shown for c in contestants.CONTESTANTS)
-    assert all(
-        word in shown for word in ("median", "CE", "torch", "copy", "logits", "12345.6", "999.99")
-    )
+    assert all(word in shown for word in ("median", "CE", "torch", "copy", "logits", "12346", "1000.0"))

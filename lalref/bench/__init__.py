@@ -111,14 +111,21 @@ def show(results: list[Result], console: Any) -> None:
         for result in results:
             if result.setting == setting:
                 peak = None if result.peak_extra is None else result.peak_extra / (4 * N * C * H * W)
-                times = (f"{1e3 * result.median:.1f}", f"{1e3 * result.minimum:.1f}")
-                ratios = (result.ratio, result.speedup, result.of_copy, peak)
-                table.add_row(result.contestant, *times, *map(_or_blank, ratios))
+                numbers = (
+                    1e3 * result.median,
+                    1e3 * result.minimum,
+                    result.ratio,
+                    result.speedup,
+                    result.of_copy,
+                )
+                table.add_row(result.contestant, *map(_or_blank, (*numbers, peak)))
         console.print(table)
 
 
 def _or_blank(number: float | None) -> str:
-    return "" if number is None else f"{number:.2f}"
+    if number is None:
+        return ""
+    return f"{number:.{2 if number < 100 else 1 if number < 1000 else 0}f}"
 
 
 def draw(results: list[Result], file: Path) -> None:
