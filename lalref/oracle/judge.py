@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from lalref.oracle.case import Case
 from lalref.oracle.golden import Golden
 from lalref.oracle.inputs import FloatArray
 from lalref.oracle.report import Result, Worst
-from lalref.oracle.subjects import Answer, Subject, UsageError
+from lalref.oracle.subjects import Answer, UsageError
 from lalref.oracle.units import Units, error_unit
 
 LIMIT = 8.0  # units: beyond this an answer is wrong
@@ -23,7 +24,7 @@ RAISED = "raised "  # how the note of a subject's exception begins
 
 
 def judge(
-    subject: Subject, case: Case, dtype: str, feature: str, right: Golden
+    subject: Callable[[Case, str], Answer], case: Case, dtype: str, feature: str, right: Golden
 ) -> tuple[Result, Worst | None]:
     """Ask for one case in one dtype and measure the answer.
 

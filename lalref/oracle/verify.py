@@ -14,6 +14,7 @@ from typing import Any
 
 from lalref.oracle import golden, protocol
 from lalref.oracle import shrink as smallest
+from lalref.oracle.call import Answer
 from lalref.oracle.case import OPTIONS, STAGES, Case
 from lalref.oracle.cases import CASES
 from lalref.oracle.judge import LIMIT, RAISED, in_units, judge
@@ -121,10 +122,17 @@ def verify(
 
     results: list[Result] = []
     worst: Worst | None = None
+    kept: list[tuple[Case, str, Answer]] = []
+
+    def ask(case: Case, dtype: str) -> Answer:
+        answer = subject(case, dtype)
+        kept.append((case, dtype, answer))
+        return answer
+
     for case, each, feature in runs if progress is None else progress(runs):
         if case.name not in answers:  # not in the table: truth is asked on the spot
             answers[case.name] = golden.make(case)
-        result, picture = judge(subject, case, each, feature, answers[case.name])
+        result, picture = judge(ask, case, each, feature, answers[case.name])
         results.append(result)
         if picture and result.decides(strict) and (worst is None or _telling(picture) > _telling(worst)):
             worst = picture
@@ -145,6 +153,12 @@ def verify(
             f". What it does not take ({', '.join(built_in)}) was expected at its default: "
             "name other values that it has built in with --fixed name=value,... (fixed= in Python)"
         )
+    diagnosis = None
+    if any(r.outcome == "differs" and not r.feature for r in results) and kept:
+        from lalref.oracle.diagnose import Observed, diagnose  # needed by the wrong alone
+
+        told = [Observed(case, each, answer, answers[case.name]) for case, each, answer in kept]
+        diagnosis = diagnose(told, subject, thorough=not quick)
     shrunk = None
     failing = [r for r in results if r.decides(strict) and r.outcome != "holds"]
     by_name = {case.name: case for case in taken.values()}
@@ -166,6 +180,7 @@ def verify(
         seconds=time.perf_counter() - began,
         protocol=rows,
         shrunk=shrunk,
+        diagnosis=diagnosis,
     )
 
 

@@ -1,0 +1,119 @@
+"""What can be said of a mistake without a name: its stage, what switches it on, the smallest input it shows on.
+
+Whether a gradient at least belongs to its own loss is told here too. No mistake is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lalref.oracle.call import Answer
+from lalref.oracle.case import OPTIONS, Case
+from lalref.oracle.suspects import Observed
+
+STEPS = (1e-3, 5e-4)  # of the central differences, extrapolated
+CONSISTENT = 1e-4  # relative: a gradient this near to differences of its loss belongs to it
+TRIED = 4  # wrong cases whose loss is differenced
+
+
+def whereabouts(core: Sequence[Observed]) -> str:
+    """Say in which stage the first difference is, with what options, and where it is smallest."""
+    wrong = [each for each in core if each.wrong]
+    told = [_stage(core), _switch(core)]
+    smallest = min(wrong, key=lambda e: (e.case.logits.size, len(e.case.asks_for())))
+    options = "".join(f", {k}={v!r}" for k, v in smallest.case.options.items())
+    what = "value" if smallest.value_wrong else "gradient"
+    shape = " by ".join(map(str, smallest.case.logits.shape))
+    told.append(f'The smallest case with a wrong {what} is "{smallest.case.name}" (logits {shape}{options}).')
+    return " ".join(part for part in told if part)
+
+
+def _stage(core: Sequence[Observed]) -> str:
+    """The first stage in which answers differ, from cases that leave others out."""
+
+    def judged(keep: Callable[[Observed], bool]) -> bool | None:
+        """Whether all such answers are right; None if there are none."""
+        some = [each for each in core if each.case.stages and keep(each)]
+        return all(not each.wrong for each in some) if some else None
+
+    if not any(each.value_wrong for each in core):
+        lead = "All values are right: the mistake is in the backward."
+    elif not any(each.grad_wrong for each in core):
+        lead = "All gradients are right: the mistake is in the value alone."
+    else:
+        lead = ""
+    unpooled = judged(lambda e: "pooling" not in e.case.stages and "minkowski" not in e.case.stages)
+    no_pooling = judged(lambda e: "pooling" not in e.case.stages)
+    no_mean = judged(lambda e: "minkowski" not in e.case.stages)
+    if no_pooling and no_mean is False:
+        stage = (
+            "Without neighbours all is right, with them it is wrong even where p is idle: stage 1, pooling."
+        )
+    elif no_mean and no_pooling is False:
+        stage = "Where p is idle all is right, else it is wrong even without neighbours: stage 3, Minkowski pooling."
+    elif unpooled is False:
+        stage = "It is wrong even at kernel_size=1 and p=1: stage 2, cross-entropy, or how inputs are read."
+    elif no_pooling and no_mean:
+        stage = "It is wrong only where both neighbours and p play a part."
+    elif no_pooling:
+        stage = "Without neighbours all is right: stage 1, pooling."
+    elif no_mean:
+        stage = "Where p is idle all is right: stage 3, Minkowski pooling."
+    else:
+        stage = ""
+    return " ".join(part for part in (lead, stage) if part)
+
+
+def _switch(core: Sequence[Observed]) -> str:
+    """The option without which all is right."""
+    live = [each for each in core if each.case.stages]
+    for option in (*OPTIONS, "pixel_weight", "grad_output"):
+        asked = [each for each in live if option in each.case.asks_for()]
+        others = [each for each in live if option not in each.case.asks_for()]
+        if asked and others and any(e.wrong for e in asked) and not any(e.wrong for e in others):
+            return f"It is wrong only where {option} is not at its default."
+    void = [each for each in live if _ignored(each.case)]
+    if void and any(e.wrong for e in void) and not any(e.wrong for e in live if not _ignored(e.case)):
+        return "It is wrong only where pixels are ignored."
+    return ""
+
+
+def _ignored(case: Case) -> bool:
+    ignored = case.all_options["ignore_index"]
+    return bool(np.isin(case.labels, [] if ignored is None else ignored).any())
+
+
+def consistency(core: Sequence[Observed], ask: Callable[[Case, str], Answer]) -> str:
+    """Hold the subject's gradient against differences of its own loss, along one direction a case."""
+    wrong = [e for e in core if e.wrong and np.isfinite(e.answer.grad).all() and e.answer.grad.any()]
+    wrong = [e for e in wrong if e.dtype == "float64" and not np.ndim(e.case.grad_output)]
+    own = [_belongs(each.case, ask) for each in wrong[:: max(1, len(wrong) // TRIED)][:TRIED]]
+    if not own or None in own:
+        return ""
+    if not all(own):
+        return "Your gradient is not that of your own loss."
+    if any(each.value_wrong for each in wrong):
+        return "Your gradient matches your forward, but your forward is another loss."
+    return ""
+
+
+def _belongs(case: Case, ask: Callable[[Case, str], Answer]) -> bool | None:
+    """Whether the slope along one direction is the gradient's; None where it raises or is no number."""
+    signs = 1.0 - 2.0 * ((np.arange(case.logits.size) * 2654435761 >> 7) % 2).reshape(case.logits.shape)
+    nudged = case.logits + 0.01 * np.sin(np.arange(case.logits.size)).reshape(case.logits.shape)  # off ties
+
+    def value(step: float) -> float:
+        moved = dataclasses.replace(case, logits=nudged + step * signs)
+        return float(ask(moved, "float64").value.sum())
+
+    try:
+        slopes = [(value(h) - value(-h)) / (2 * h) for h in STEPS]
+        slope = (4 * slopes[1] - slopes[0]) / 3 * float(case.grad_output)
+        grad = ask(dataclasses.replace(case, logits=nudged), "float64").grad
+    except Exception:  # a subject's own: it has been told already
+        return None
+    size = float(abs(grad).sum())
+    return bool(abs(slope - float((grad * signs).sum())) <= CONSISTENT * size) if np.isfinite(slope) else None

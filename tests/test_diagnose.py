@@ -1,0 +1,325 @@
+"""Diagnosis: a planted mistake is named, and nothing is named that was not made."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+
+import lalref
+from lalref.oracle import golden, verify
+from lalref.oracle.call import Answer
+from lalref.oracle.cases import BY_NAME, CASES
+from lalref.oracle.diagnose import Observed, diagnose
+from lalref.oracle.mistakes import BY_ID, CATALOGUE, EQUIVALENT, Textbook
+from lalref.oracle.suspects import AGREES, apart
+
+textbook = Textbook()
+array_engine = functools.partial(lalref.lal_value_and_grad, engine="array")
+NAMED = functools.partial(pytest.mark.parametrize, ids=lambda entry: entry.id)
+# seen by the checks of behaviour, on memory that no case is in
+IN_CASES = [m for m in CATALOGUE if m.id != "assumes-contiguous-memory"]
+
+
+def observed(f, dtypes=("float32", "float64"), keep=lambda case: True):
+    """All core cases, as `verify` has them."""
+    found = []
+    for case in CASES:
+        for dtype in dtypes if case.core and keep(case) else ():
+            x, y = case.given_logits.astype(dtype), case.labels.copy()
+            with np.errstate(all="ignore"):
+                try:
+                    value, grad = f(x, y, **case.arguments)
+                except ValueError:
+                    continue
+            before = {"logits": (x, case.given_logits), "labels": (y, case.labels)}
+            changed = tuple(k for k, (a, b) in before.items() if not np.array_equal(a, b.astype(a.dtype)))
+            right = golden.load()[case.name]
+            if np.shape(value) == right.value.shape[1:]:
+                answer = Answer(np.asarray(value, float), np.asarray(grad, float), changed)
+                found.append(Observed(case, dtype, answer, right))
+    return found
+
+
+def names(f, **rest):
+    return [finding.mistake for finding in diagnose(observed(f, **rest), thorough=False).findings]
+
+
+def with_options(**new):
+    """The textbook with options replaced: by a value, or by a function of what is asked for."""
+
+    def f(logits, labels, **options):
+        changed = {k: v(options[k]) if callable(v) else v for k, v in new.items()}
+        return textbook(logits, labels, **{**options, **changed})
+
+    return f
+
+
+def scaled(value=1.0, grad=1.0):
+    def f(logits, labels, **options):
+        found = textbook(logits, labels, **options)
+        return tuple(
+            number * (factor(options, labels) if callable(factor) else factor)
+            for number, factor in zip(found, (value, grad), strict=True)
+        )
+
+    return f
+
+
+# ---- single mistakes
+
+
+@NAMED("mistake", IN_CASES)
+def test_every_mistake_is_named_when_it_is_planted(mistake):
+    assert names(mistake.subject()) == [mistake.id]
+
+
+@pytest.mark.parametrize("mistake", ["no-root", "euclidean-distance", "neighbours-divisor", "softmax-twice"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_dtype_is_enough(mistake, dtype):
+    assert names(BY_ID[mistake].subject(), dtypes=[dtype]) == [mistake]
+
+
+def test_a_port_that_sums_in_another_order_and_rounds_in_other_places_is_named():
+    """Float32 arithmetic that shares no rounding with the catalogue."""
+    wrong = BY_ID["city-block-distance"].subject()
+
+    def f(logits, labels, **options):
+        flipped = wrong(np.ascontiguousarray(logits[::-1]), labels[::-1].copy(), **turned(options))
+        value, grad = flipped
+        return (value[::-1] if np.ndim(value) else np.nextafter(value, value.dtype.type(9e9))), grad[::-1]
+
+    def turned(options):
+        return {k: v[::-1].copy() if isinstance(v, np.ndarray) else v for k, v in options.items()}
+
+    assert names(f) == ["city-block-distance"]
+
+
+def test_the_loss_alone_and_the_gradient_alone_are_told_apart():
+    wrong = BY_ID["euclidean-distance"].subject()
+
+    def loss_alone(x, y, **o):
+        return wrong(x, y, **o)[0], textbook(x, y, **o)[1]
+
+    def gradient_alone(x, y, **o):
+        return textbook(x, y, **o)[0], wrong(x, y, **o)[1]
+
+    for f, said in ((loss_alone, "In the loss alone"), (gradient_alone, "In the gradient alone")):
+        (finding,) = diagnose(observed(f)).findings
+        assert finding.mistake == "euclidean-distance"
+        if f is loss_alone:
+            assert finding.sentence.startswith(said)
+
+
+def test_a_mistake_confined_to_an_option_is_told_so():
+    wrong = BY_ID["neighbours-divisor"].subject()
+
+    def f(x, y, **o):
+        return (wrong if o["space"] == "logits" else textbook)(x, y, **o)
+
+    (finding,) = diagnose(observed(f)).findings
+    assert finding.mistake == "neighbours-divisor"
+    assert finding.sentence.endswith('This is so with space="logits" only.')
+
+
+def test_mistakes_that_no_case_tells_apart_are_all_told():
+    sigma_1 = observed(BY_ID["sigma-not-squared"].subject(), keep=lambda case: "sigma" not in case.options)
+    assert diagnose(sigma_1).findings == []  # at sigma = 1 it is no mistake
+    plain = observed(BY_ID["wrong-sign"].subject(), keep=lambda case: case.name == "upstream-negative")
+    found = diagnose(plain)
+    assert {f.mistake for f in found.findings} == {"wrong-sign", "upstream-without-its-sign"}
+    assert found.summary.startswith("2 mistakes have these numbers")
+
+
+# ---- one constant
+
+
+@pytest.mark.parametrize(
+    ("f", "name", "sentence"),
+    [
+        (with_options(sigma=0.707), "sigma=0.707", "Your sigma is 0.707."),
+        (
+            with_options(sigma=lambda s: s * 0.6),
+            "sigma-factor=0.6",
+            "Your sigma is 0.6 times what is asked for.",
+        ),
+        (with_options(p=3.0), "p=3", "Your p is 3."),
+        (with_options(p=lambda p: p + 1), "p-plus=1", "Your p is off by 1."),
+        (with_options(label_smoothing=0.1), "label-smoothing=0.1", "Your label_smoothing is 0.1."),
+        (scaled(value=2.0), "value-factor=2", "Your value is off by the factor 2."),
+        (scaled(grad=-3.0), "gradient-factor=-3", "Your gradient is off by the factor -3."),
+        (
+            scaled(grad=lambda o, y: 1 / y.size),
+            "gradient-factor=1 / the number of pixels",
+            "Your gradient is off by the factor 1 / the number of pixels.",
+        ),
+        (
+            scaled(value=lambda o, y: np.mean(y != o["ignore_index"])),
+            "value-factor=(the number of labelled pixels / the number of pixels)",
+            "Your value is off by the factor (the number of labelled pixels / the number of pixels).",
+        ),
+    ],
+    ids=lambda v: v if isinstance(v, str) and "=" in v else "",
+)
+def test_an_unknown_constant_is_fitted(f, name, sentence):
+    (finding,) = diagnose(observed(f), thorough=False).findings
+    assert (finding.mistake, finding.sentence) == (name, sentence)
+    assert finding.agreement_units <= 1
+
+
+# ---- pairs
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("euclidean-distance", "no-root"),
+        ("gaussian-without-half", "centre-only"),
+        ("upstream-ignored", "neighbours-divisor"),
+        ("void-joins-every-group", "ignored-pixels-count"),
+    ],
+)
+def test_pairs_are_found(one, two):
+    both = type("Both", (BY_ID[one].form, BY_ID[two].form), {})()
+    (finding,) = diagnose(observed(both)).findings
+    assert set(finding.mistake.split("+")) == {one, two}
+
+
+# ---- no false name
+
+
+class InverseSquare(Textbook):
+    """The weight is 1 / (1 + (d/sigma)²)."""
+
+    def weight(self, d, sigma):
+        return 1 / (1 + (d / sigma) ** 2)
+
+
+class QuadraticExtra(Textbook):
+    """A hundredth of the square is added to every window loss."""
+
+    def cross_entropy(self, z, g, s):
+        ell = super().cross_entropy(z, g, s)
+        return ell + ell * ell * s.dtype(0.01)
+
+
+class BlurredBackward(Textbook):
+    """A tenth of each pixel's gradient also goes to the next pixel."""
+
+    def pool_back(self, z_bar, back, x, g, s):
+        x_bar = back(z_bar)
+        return x_bar + np.roll(x_bar, 1, axis=0) * s.dtype(0.1)
+
+
+class ClippedGradient(Textbook):
+    """The gradient is clipped at 0.01."""
+
+    def finish(self, x_bar, g, s):
+        return np.clip(x_bar, -0.01, 0.01).astype(s.dtype)
+
+
+class MixedRoot(Textbook):
+    """A hundredth of the mean of powers is mixed into its root."""
+
+    def root(self, mean, p):
+        return mean ** (1 / p) * 0.99 + mean * 0.01
+
+
+UNKNOWN = [InverseSquare, QuadraticExtra, BlurredBackward, ClippedGradient, MixedRoot]
+
+
+@pytest.mark.parametrize("form", UNKNOWN)
+def test_a_mistake_that_is_not_in_the_catalogue_gets_no_name(form):
+    found = diagnose(observed(form()), thorough=False)
+    assert found.findings == []
+    assert found.summary.startswith("No mistake of the catalogue")
+    assert "The smallest case with a wrong" in found.summary
+
+
+@pytest.mark.parametrize("port", [textbook, array_engine, *(e.form() for e in EQUIVALENT)])
+def test_what_is_right_gets_no_diagnosis(port):
+    found = diagnose(observed(port))
+    assert found.findings == []
+    assert found.summary == ""
+
+
+def test_a_name_needs_every_case():
+    """Euclidean but for one case, which is wrong otherwise: half a mistake has no name."""
+    wrong = BY_ID["euclidean-distance"].subject()
+
+    def f(x, y, **o):
+        value, grad = wrong(x, y, **o)
+        return (value * 1.001, grad) if o["p"] == 2.5 else (value, grad)
+
+    assert names(f) == []
+
+
+def test_an_answer_that_is_only_a_little_off_is_not_explained_by_something_near():
+    case, right = BY_NAME["plain"], golden.load()["plain"]
+    off = right.value[0] * (1 + 40 * np.finfo("float32").eps)
+    seen = [Observed(case, "float32", Answer(np.asarray(off), right.grad[0]), right)]
+    assert seen[0].value_off < AGREES  # 40 eps is still within what this case's value may be off
+    assert diagnose(seen).findings == []
+
+
+def test_agreement_is_measured_against_the_size_of_the_predicted_numbers():
+    unit = np.array([1e-6])
+    assert apart(np.array([1e6 + 1.0]), [1e6], np.array([1.0]), unit, "float32") < 2
+    assert apart(np.array([1e6 + 1.0]), [1e6], np.array([1.0]), unit * 1e-9, "float64") > 1e3
+    assert apart(np.array([math.nan]), [math.inf], np.array([1.0]), unit, "float32") == 0
+    assert apart(np.array([1.0]), [math.nan], np.array([1.0]), unit, "float32") == math.inf
+    assert apart(np.zeros(2), np.zeros(3), np.zeros(2), unit, "float32") == math.inf
+
+
+# ---- where it is, when it has no name
+
+
+def summary(form, ask=False):
+    f = form()
+
+    def again(case, dtype):
+        value, grad = f(case.logits.astype(dtype), case.labels, **case.arguments)
+        return Answer(np.asarray(value, float), np.asarray(grad, float))
+
+    return diagnose(observed(f), again if ask else None, thorough=False).summary
+
+
+def test_another_loss_with_its_own_gradient_is_told_so():
+    text = summary(InverseSquare, ask=True)
+    assert "Your gradient matches your forward, but your forward is another loss." in text
+    assert "stage 1, pooling" in text
+    assert "another loss" not in summary(BlurredBackward, ask=True)
+    assert "Your gradient is not that of your own loss." in summary(BlurredBackward, ask=True)
+
+
+def test_the_first_stage_that_differs_is_told():
+    assert "All values are right: the mistake is in the backward." in summary(ClippedGradient)
+    assert "stage 3, Minkowski pooling" not in summary(QuadraticExtra)
+    assert "stage 2, cross-entropy" in summary(QuadraticExtra)
+    assert '"one-pixel" (logits 1 by 3 by 1 by 1)' in summary(QuadraticExtra)
+
+    class OffWithSmoothing(Textbook):
+        def target(self, s):
+            return super().target(s) ** 2 if s.o["label_smoothing"] else super().target(s)
+
+    assert "It is wrong only where label_smoothing is not at its default." in summary(OffWithSmoothing)
+
+
+# ---- in a verdict
+
+
+def test_a_verdict_brings_its_diagnosis():
+    report = verify(BY_ID["neighbours-divisor"].subject())
+    (finding,) = report.diagnosis.findings
+    assert finding.mistake == "neighbours-divisor"
+    assert finding.sentence in str(report).replace("\n", " ")
+    assert report.to_dict()["diagnosis"][0]["mistake"] == "neighbours-divisor"
+    assert verify(textbook, quick=True).diagnosis is None
+
+
+def test_a_port_with_few_options_is_diagnosed_on_what_it_takes():
+    def f(logits, labels, *, p=5.0):
+        return textbook(logits, labels, p=p, sigma=0.5)
+
+    report = verify(f, dtype="float64")
+    assert report.diagnosis.findings[0].mistake in ("sigma=0.5", "sigma-factor=0.5")
