@@ -202,3 +202,13 @@ def test_a_sentence_is_told_once_and_code_is_never_cut_off(wrong):
     assert text.count(same.sentence) == 1
     assert "centre-only: Its numbers and yours agree to 0.75 units." in text
     assert f"\n{code}\n" in text
+
+
+def test_a_real_mistake_is_named_with_code_that_shows_it():
+    report = oracle.verify(centre_only, dtype="float64", shrink=True)
+    (found,) = report.to_dict()["diagnosis"]
+    text = str(report)
+    assert found["mistake"] == "centre-only"
+    assert found["agreement_units"] <= 1
+    assert text.count(found["sentence"].rstrip(".")) == 1
+    assert report.shrunk.code.rstrip() in text
