@@ -35,6 +35,7 @@ experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss again
 nightly: $(VENV)/ready ## what takes longer: all golden values worked out again, 10,000 honest ports and no false alarm
 	$(VENV)/bin/lalref golden check
 	$(VENV)/bin/lalref oracle false-alarms --runs 10000
+	$(VENV)/bin/lalref oracle report --folder out/oracle
 	$(MAKE) experiment RESULTS=out/experiment
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first (QUICK=--quick for a first look)

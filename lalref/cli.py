@@ -267,6 +267,24 @@ def false_alarms(runs: int) -> None:
     sys.exit(1 if found.alarms else 0)
 
 
+@oracle.command("report")
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default="docs", show_default=True)
+def oracle_report(folder: Path) -> None:
+    """Run the whole catalogue of mistakes, beside other gradient checkers, and write oracle-report.md.
+
+    Minutes; checkers that are not installed are left out.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from lalref.oracle.oracle_report import write
+
+    def progress(mistakes: Iterable[Any]) -> Iterable[Any]:
+        return track(mistakes, "asking", console=Console(stderr=True), transient=True)
+
+    click.echo(write(folder, progress))
+
+
 @main.command(short_help="Time the engines beside other ways.")
 @click.option("--quick", is_flag=True, help="Only 3 x 3 and 5 x 5 windows on the small batch.")
 @click.option("--seconds", default=8.0, show_default=True, help="How long to time each setting.")

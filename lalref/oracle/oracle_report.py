@@ -1,0 +1,187 @@
+"""The published kill matrix: which mistake is seen in which case, and by whom else.
+
+Writes docs/oracle-report.md and its picture from a live run. Gradient checkers of other libraries are run
+beside, at their defaults, where they are installed. No number is written here that was not measured here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lalref.oracle.case import Case
+from lalref.oracle.cases import BY_NAME
+from lalref.oracle.judge import LIMIT
+from lalref.oracle.matrix import CORE, units_by_case
+from lalref.oracle.mistakes import CATALOGUE, EQUIVALENT, Mistake
+from lalref.oracle.mistakes.entry import STAGE_OF
+from lalref.oracle.peers import PEERS, Peer
+
+WEAKEST = 30.0  # units that every mistake is to reach in its best case
+DTYPES = ("float32", "float64")
+Row = Mapping[str, Mapping[str, float]]  # dtype -> case -> units
+
+
+def write(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> Path:
+    """Run everything and write ``oracle-report.md`` and ``images/oracle-report.png`` into `folder`.
+
+    Parameters
+    ----------
+    folder : path
+    progress : callable, optional
+        Wraps the mistakes on their way, as `rich.progress.track` does.
+
+    Returns
+    -------
+    path
+        Of the page.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    peers = [peer for peer in PEERS if peer.installed()]
+    rows: dict[str, Row] = {}
+    seen: dict[str, dict[str, bool]] = {}
+    for mistake in progress(CATALOGUE):
+        rows[mistake.id] = {dtype: units_by_case(mistake.subject(), dtype) for dtype in DTYPES}
+        case = telling(rows[mistake.id]["float64"])
+        seen[mistake.id] = {peer.name: peer.finds(mistake.subject(), case) for peer in peers}
+    picture(rows, folder / "images" / "oracle-report.png")
+    page = folder / "oracle-report.md"
+    page.write_text(text(rows, seen, peers), encoding="utf-8")
+    return page
+
+
+def telling(units: Mapping[str, float]) -> Case:
+    """The smallest core case of a scalar value on which lalref refuses: a mean hides least there."""
+    fit = [BY_NAME[name] for name, u in units.items() if WEAKEST <= u < math.inf]
+    fit = [c for c in fit if c.all_options["reduction"] != "none" and abs(c.logits).max() < 100]
+    return min(fit or [BY_NAME["plain"]], key=lambda case: case.logits.size)
+
+
+def best(row: Mapping[str, float]) -> float:
+    """Units in the case that shows it best."""
+    return max(row.values())
+
+
+def text(rows: Mapping[str, Row], seen: Mapping[str, Mapping[str, bool]], peers: Sequence[Peer]) -> str:
+    """The page."""
+    counted = [m for m in CATALOGUE if m.stage != "state"]
+    weakest = min(
+        (best(rows[m.id][dtype]), m.id, dtype) for m in counted for dtype in DTYPES if dtype in m.dtypes
+    )
+    killed = {
+        dtype: sum(best(rows[m.id][dtype]) > LIMIT for m in counted if dtype in m.dtypes) for dtype in DTYPES
+    }
+    of = {dtype: sum(dtype in m.dtypes for m in counted) for dtype in DTYPES}
+    heads = ["mistake", "float32", "float64", "cases", *(peer.name for peer in peers)]
+    lines = [
+        "# The kill matrix",
+        "",
+        "Which mistakes the oracle sees, in which cases, and which of them gradient checkers see. Written by",
+        "`lalref oracle report`, which runs everything anew.",
+        "",
+        f"- The catalogue has **{len(CATALOGUE)}** single mistakes, each a small change of one piece of a textbook",
+        f"  implementation, and {len(EQUIVALENT)} changes that provably change nothing.",
+        *(
+            f"- {dtype}: **{killed[dtype]} of {of[dtype]}** are refused by the {len(CORE)} core cases "
+            f"(an error beyond {LIMIT:g} units)."
+            for dtype in DTYPES
+        ),
+        f"- The weakest is *{weakest[1]}* in {weakest[2]}: {shown(weakest[0])} units in the case that shows it best.",
+        f"- The {len(CATALOGUE) - len(counted)} mistakes of memory (state) are not in these figures: they are seen by "
+        "the checks of how a",
+        "  subject behaves from call to call, or by what it writes to.",
+        "",
+        "![Mistakes by cases: units of error on a logarithmic scale](images/oracle-report.png)",
+        "",
+        "## Beside gradient checkers",
+        "",
+        "A gradient checker compares a gradient with differences of the same program's loss. A wrong loss with",
+        "the gradient that belongs to it passes. Each checker is run at its defaults, in float64, on the smallest",
+        "core case on which lalref refuses the mistake.",
+        "",
+        *_table(
+            ["", "lalref", *(f"{peer.name} {peer.version()}" for peer in peers)],
+            [
+                [
+                    f"{stage} ({len(group)})",
+                    str(sum(best(rows[m.id]["float64"]) > LIMIT or m.stage == "state" for m in group)),
+                    *(str(sum(seen[m.id][peer.name] for m in group)) for peer in peers),
+                ]
+                for stage, group in _by_stage().items()
+            ],
+        ),
+        "",
+        "lalref's figures for state are those of a whole `lalref verify`, with its checks of behaviour.",
+        "",
+        *(f"- {peer.name} {peer.version()}: {peer.how}" for peer in peers),
+        "",
+        "## The catalogue",
+        "",
+        "Units in the case that shows a mistake best (∞: not a number, or not finite), how many of the core cases",
+        "show it in float64, and whether a checker sees it.",
+    ]
+    for stage, group in _by_stage().items():
+        lines += ["", f"### {stage}", ""]
+        lines += _table(heads, [_row(m, rows[m.id], seen[m.id], peers) for m in group])
+    lines += ["", "## What they are", ""]
+    for mistake in CATALOGUE:
+        source = f" Seen in [{mistake.source}]({_link(mistake.source)})." if mistake.source else ""
+        lines.append(f"- **{mistake.id}** (`{mistake.formula}`): {mistake.sentence} {mistake.why}{source}")
+    lines += ["", "## What changes nothing", ""]
+    lines += [f"- **{e.id}**: {e.change} {e.proof}" for e in EQUIVALENT]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "scipy"))
+    return "\n".join([*lines, "", f"Measured with {versions}.", ""])
+
+
+def _by_stage() -> dict[str, list[Mistake]]:
+    return {stage: [m for m in CATALOGUE if m.stage == stage] for stage in dict.fromkeys(STAGE_OF.values())}
+
+
+def _row(mistake: Mistake, row: Row, seen: Mapping[str, bool], peers: Sequence[Peer]) -> list[str]:
+    units = [shown(best(row[d])) if d in mistake.dtypes else "no mistake" for d in DTYPES]
+    cases = sum(u > LIMIT for u in row["float64"].values())
+    return [mistake.id, *units, str(cases), *("yes" if seen[peer.name] else "no" for peer in peers)]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows)]
+
+
+def _link(source: str) -> str:
+    repository, number = source.split("#")
+    return f"https://github.com/{repository}/issues/{number}"
+
+
+def shown(units: float) -> str:
+    """A number of units in a table."""
+    return "∞" if math.isinf(units) else f"{units:.3g}" if units < 1e6 else f"{units:.0e}"
+
+
+def picture(rows: Mapping[str, Row], file: Path) -> None:
+    """Mistakes by cases, coloured by units in float64."""
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    mistakes = [m for m in CATALOGUE if m.stage != "state"]
+    units = np.array([[rows[m.id]["float64"][case.name] for case in CORE] for m in mistakes])
+    shades = np.clip(np.nan_to_num(units, posinf=1e16), 1e-1, 1e16)
+    figure, axes = plt.subplots(figsize=(13, 24), layout="constrained")
+    image = axes.imshow(
+        shades, norm=LogNorm(1e-1, 1e16), cmap="magma", aspect="auto", interpolation="nearest"
+    )
+    axes.set_xticks(range(len(CORE)), [case.name for case in CORE], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(mistakes)), [m.id for m in mistakes], fontsize=7)
+    stages = [m.stage for m in mistakes]
+    for row in (i for i in range(1, len(stages)) if stages[i] != stages[i - 1]):
+        axes.axhline(row - 0.5, color="white", linewidth=1)
+    bar = figure.colorbar(image, ax=axes, location="top", shrink=0.6, aspect=50, pad=0.005)
+    bar.set_label(f"error in units, float64 (beyond {LIMIT:g} is wrong)")
+    bar.ax.axvline(LIMIT, color="white")
+    figure.savefig(file, dpi=80, metadata={"Software": None})
+    plt.close(figure)
