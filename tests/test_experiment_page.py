@@ -1,0 +1,52 @@
+"""docs/experiment.md says what the committed results say. Nothing is trained here."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from experiments.digits import report, runs
+from experiments.digits.scenes import CLASSES
+from experiments.digits.training import METHODS, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "digits" / "results"
+PAGE = (ROOT / "docs" / "experiment.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_tables_are_those_that_the_command_makes():
+    assert report.filled_in(PAGE, report.tables(RESULTS)) == PAGE
+
+
+def test_a_changed_result_or_an_edited_table_is_noticed(tmp_path):
+    results = runs.read_results(RESULTS)
+    run = next(run for run in results if run.stage == "final")
+    results[run] = dataclasses.replace(results[run], miou=results[run].miou + 0.01)
+    (tmp_path / "settings.json").write_bytes((RESULTS / "settings.json").read_bytes())
+    runs.write_results(tmp_path, results)
+    assert report.filled_in(PAGE, report.tables(tmp_path)) != PAGE
+    edited = PAGE.replace("| cross-entropy | ", "| cross-entropy | 9", 1)
+    assert edited != PAGE
+    assert report.filled_in(edited, report.tables(RESULTS)) == PAGE
+
+
+def test_the_results_are_all_there_and_of_the_settings_that_the_command_uses():
+    assert runs.read_settings(RESULTS) == Settings()
+    results = runs.read_results(RESULTS)
+    asked = {*runs.search_runs(Settings()), *runs.final_runs(Settings(), results)}
+    assert set(results) == asked
+    assert len(Settings().seeds) >= 5
+
+
+@pytest.mark.parametrize("name", ["experiment-masks.png", "experiment-scores.png"])
+def test_the_pictures_are_there(name):
+    assert f"(images/{name})" in PAGE
+    assert (ROOT / "docs" / "images" / name).stat().st_size < 300_000
+
+
+def test_the_predictions_kept_for_the_picture_are_classes():
+    for model in runs.MODELS:
+        for method in METHODS:
+            masks = report.kept_masks(RESULTS, model, method)
+            assert masks.shape == (runs.SHOWN, Settings().size, Settings().size)
+            assert masks.max() < len(CLASSES)
