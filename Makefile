@@ -36,6 +36,7 @@ nightly: $(VENV)/ready ## what takes longer: all golden values worked out again,
 	$(VENV)/bin/lalref golden check
 	$(VENV)/bin/lalref oracle false-alarms --runs 10000
 	$(VENV)/bin/lalref oracle report --folder out/oracle
+	LALREF_NIGHTLY=1 $(VENV)/bin/python -m pytest -n 2 tests/test_diagnose.py
 	$(MAKE) experiment RESULTS=out/experiment
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first (QUICK=--quick for a first look)
