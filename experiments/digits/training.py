@@ -66,8 +66,7 @@ class Settings:
     validation_scenes, test_scenes : int
         The same for all seeds. Learning rates are chosen on the first, results are of the second.
     start_steps, start_rate
-        How each seed's U-Net is trained first, by Adam with cross-entropy; every loss goes on from there, as the
-        paper's does from a network trained before.
+        How each seed's U-Net is trained first, by Adam with cross-entropy; every loss goes on from there.
     steps, batch : int
         Of each loss from that start, by Adam; the learning rate falls to 0 as (1 - step/steps)^0.9.
     widths : tuple of int

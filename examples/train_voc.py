@@ -1,0 +1,392 @@
+"""Train on Pascal VOC 2012 with this loss, and count mIoU as VOC does. Needs PyTorch and pillow.
+
+    python examples/train_voc.py VOCdevkit/VOC2012 --out out/voc
+
+The folder is the one that the VOC archive unpacks to:
+
+    JPEGImages/2007_000032.jpg                   photographs
+    SegmentationClass/2007_000032.png            palette PNGs: 0 background, 1-20 the classes, 255 void
+    ImageSets/Segmentation/{train,val}.txt       one name a line
+
+Settings of the paper that are known are the defaults: crops of 321x321, two a step. Its network, DeepLabV2 with
+ResNet-101, is not: the default here is a small U-Net from random weights, so that the program runs anywhere. The
+paper's Table 2 reports, for its own network on VOC 2012 val, mIoU 74.6 with softmax cross-entropy, and 75.7, 76.1 and
+75.1 with this loss at 3x3, 5x5 and 7x7: their numbers, which nothing here was measured against.
+
+`--model FILE.py:FUNCTION` takes another network: FUNCTION(classes, channels) returns a Module from (N, 3, H, W) to
+logits (N, classes, h, w), which are enlarged to the labels' size where they are smaller.
+
+It may be killed at any time. The same command goes on from the last checkpoint in --out and ends with the same
+numbers as a run that was never interrupted: which image, crop and flip come next depends on the seed and the count
+of images read so far, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress, track
+from torch.nn import functional as F
+
+from lalref.adapters.torch import LocallyAdaptiveLoss
+
+CLASSES, VOID = 21, 255
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained networks expect
+SMALL_UNET = f"{Path(__file__).resolve().parent.parent / 'experiments/digits/models.py'}:unet"
+console = Console(highlight=False)
+
+
+class BadFile(Exception):
+    """A file of the data set is missing or can't be used; the message names it."""
+
+
+class BadState(Exception):
+    """What is in --out can't be continued with these options."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What decides the numbers of a run; a checkpoint is continued only with the same."""
+
+    model: str
+    loss: str
+    kernel_size: int
+    p: float
+    rate: float
+    steps: int
+    batch: int
+    crop: int
+    seed: int
+
+
+# --- Reading VOC --------------------------------------------------------------------------------------------------
+
+
+def read_names(root: Path, split: str) -> list[str]:
+    """Return the names of a split."""
+    file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    try:
+        names = file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile(f"{file}: {error}. Is {root} the folder VOC2012 of VOCdevkit?") from error
+    if not names:
+        raise BadFile(f"{file} has no names in it")
+    return names
+
+
+def read_pair(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a photograph (H, W, 3) uint8 and its classes (H, W) uint8.
+
+    Raises
+    ------
+    BadFile
+        One of the two is missing, damaged, of another size than the other, or not what VOC has there.
+    """
+    image = _pixels(root / "JPEGImages" / f"{name}.jpg", lambda opened: opened.convert("RGB"))
+    mask_file = root / "SegmentationClass" / f"{name}.png"
+    mask = _pixels(mask_file, lambda opened: opened)
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise BadFile(
+            f"{mask_file} holds colours or wide numbers, not class numbers: it must be a palette or 8-bit grey PNG"
+        )
+    if mask.shape != image.shape[:2]:
+        raise BadFile(
+            f"{mask_file} is {mask.shape}, its photograph {image.shape[:2]}: (height, width) must agree"
+        )
+    unknown = np.setdiff1d(mask, [*range(CLASSES), VOID])
+    if unknown.size:
+        raise BadFile(
+            f"{mask_file} has the classes {unknown.tolist()}; VOC has 0 to {CLASSES - 1}, and {VOID} for void"
+        )
+    return image, mask
+
+
+def _pixels(file: Path, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    try:
+        with Image.open(file) as opened:
+            return np.asarray(convert(opened))
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:  # what pillow raises for damage
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise BadFile(f"{file}: {reason}") from error
+
+
+@dataclasses.dataclass
+class BadFiles:
+    """What to do about them: raise the first, or note it and go on."""
+
+    stop: bool
+    noted: list[str]
+
+    def read(self, root: Path, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the pair, or None for one that is skipped."""
+        try:
+            return read_pair(root, name)
+        except BadFile as error:
+            if self.stop:
+                raise
+            if str(error) not in self.noted:
+                self.noted.append(str(error))
+                console.print(f"skipped: {error}")
+            return None
+
+
+# --- One training sample after another ----------------------------------------------------------------------------
+
+
+def sample_name(names: list[str], seed: int, position: int) -> str:
+    """Return which image comes at a position of the endless stream: each epoch is a new permutation."""
+    epoch, at = divmod(position, len(names))
+    return names[np.random.default_rng([seed, 0, epoch]).permutation(len(names))[at]]
+
+
+def crop_and_flip(image: np.ndarray, mask: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
+    """Return a random crop x crop window, mirrored half the time; what lies outside of the image is void."""
+    short = [max(0, crop - extent) for extent in mask.shape]
+    around = [(extent // 2, extent - extent // 2) for extent in short]
+    mask = np.pad(mask, around, constant_values=VOID)
+    image = np.pad(image, [*around, (0, 0)], mode="edge")
+    top, left = (rng.integers(0, extent - crop + 1) for extent in mask.shape)
+    window = np.s_[top : top + crop, left : left + crop]
+    step = 1 if rng.random() < 0.5 else -1
+    return image[window][:, ::step], mask[window][:, ::step]
+
+
+def as_tensor(images: np.ndarray) -> torch.Tensor:
+    """Photographs (N, H, W, 3) uint8 as a network's input (N, 3, H, W)."""
+    scaled = (images.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(scaled, -1, 1)))
+
+
+def next_batch(
+    root: Path, names: list[str], position: int, options: Options, bad: BadFiles
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return the next images and labels, and the position after them."""
+    images, masks, skipped = [], [], 0
+    while len(images) < options.batch:
+        pair = bad.read(root, sample_name(names, options.seed, position))
+        if pair is None:
+            skipped += 1
+            if skipped > len(names):
+                raise BadFile(
+                    f"no image of the {len(names)} in the list can be read; the last: {bad.noted[-1]}"
+                )
+        else:
+            rng = np.random.default_rng([options.seed, 1, position])
+            image, mask = crop_and_flip(*pair, options.crop, rng)
+            images.append(image)
+            masks.append(mask)
+        position += 1
+    return as_tensor(np.stack(images)), torch.from_numpy(np.stack(masks).astype(np.int64)), position
+
+
+# --- mIoU as VOC counts it ----------------------------------------------------------------------------------------
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return how many pixels of class i were called j, void ones left out: (CLASSES, CLASSES)."""
+    kept = truth != VOID
+    pairs = truth[kept].astype(np.int64) * CLASSES + predicted[kept]
+    return np.bincount(pairs, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """Return the mean over classes of intersection over union, of one confusion matrix for the whole set.
+
+    A class that is neither there nor predicted has none, and is left out; VOC's own lists have all classes.
+    """
+    both = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - both
+    return float(np.mean(both[union > 0] / union[union > 0])) if union.any() else float("nan")
+
+
+def logits_of(net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the network's logits at the images' size."""
+    found = net(images)
+    if found.shape[-2:] != images.shape[-2:]:
+        found = F.interpolate(found, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return found
+
+
+def evaluate(net: torch.nn.Module, root: Path, split: str, bad: BadFiles) -> tuple[float, int]:
+    """Return the mIoU over all images of a split, each at its full size, and how many there were."""
+    counts, images = np.zeros((CLASSES, CLASSES), np.int64), 0
+    net.eval()
+    with torch.no_grad():
+        for name in track(read_names(root, split), f"evaluating {split}", console=console):
+            pair = bad.read(root, name)
+            if pair is not None:
+                predicted = logits_of(net, as_tensor(pair[0][None])).argmax(1)[0].numpy()
+                counts += confusion(pair[1], predicted)
+                images += 1
+    net.train()
+    return mean_iou(counts), images
+
+
+# --- The run ------------------------------------------------------------------------------------------------------
+
+
+def load_model(spelt: str) -> torch.nn.Module:
+    """Return FUNCTION(CLASSES, 3) of FILE.py:FUNCTION."""
+    file, _, function = spelt.rpartition(":")
+    spec = importlib.util.spec_from_file_location("pluggable_model", file)
+    if not Path(file).is_file() or spec is None or spec.loader is None:
+        raise click.BadParameter(f"{spelt!r} is not of the form FILE.py:FUNCTION with a file that is there")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise click.BadParameter(f"{file} has no function {function!r}")
+    return getattr(module, function)(CLASSES, 3)
+
+
+def save(file: Path, state: dict) -> None:
+    """Write a checkpoint so that the file is the old one or the new one, whenever the program ends."""
+    unfinished = file.with_suffix(".part")
+    with unfinished.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(unfinished, file)
+
+
+def continued(file: Path, options: Options) -> dict:
+    """Return the checkpoint, or an empty one for a new run."""
+    if not file.exists():
+        return {"step": 0, "position": 0, "losses": [], "skipped": []}
+    try:
+        state = torch.load(file, weights_only=True)
+        stored = state["options"]
+    except Exception as error:  # a damaged file raises all kinds
+        raise BadState(f"{file} can't be read ({error}): delete it to start anew") from error
+    asked = dataclasses.asdict(options)
+    other = {name: (stored.get(name), value) for name, value in asked.items() if stored.get(name) != value}
+    if other:
+        told = ", ".join(f"{name} was {was!r} and is now {now!r}" for name, (was, now) in other.items())
+        raise BadState(f"{file} is of a run with other options: {told}. Give the same, or another --out")
+    return state
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Give a list that Ctrl-C and SIGTERM put themselves into, so that a step is never left half done."""
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: asked.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(root: Path, out: Path, options: Options, every: int, bad: BadFiles) -> tuple[dict, torch.nn.Module]:
+    """Train from the last checkpoint to the end; whatever stops it, the finished steps are kept."""
+    checkpoint = out / "checkpoint.pt"
+    state = continued(checkpoint, options)
+    torch.manual_seed(options.seed)
+    net = load_model(options.model)
+    optimiser = torch.optim.SGD(net.parameters(), lr=options.rate, momentum=0.9, weight_decay=5e-4)
+    if state["step"]:
+        net.load_state_dict(state["net"])
+        optimiser.load_state_dict(state["optimiser"])
+        console.print(f"going on after step {state['step']} of {options.steps}")
+    bad.noted[:] = state["skipped"]
+    if options.loss == "cross-entropy":
+        criterion: torch.nn.Module = torch.nn.CrossEntropyLoss(ignore_index=VOID)
+    else:
+        criterion = LocallyAdaptiveLoss(kernel_size=options.kernel_size, p=options.p, ignore_index=VOID)
+
+    def keep() -> None:
+        now = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "skipped": bad.noted}
+        save(checkpoint, {**state, **now, "options": dataclasses.asdict(options)})
+
+    names = read_names(root, "train")
+    with interruptible() as interrupted, Progress(console=console) as progress:
+        task = progress.add_task("training", total=options.steps, completed=state["step"])
+        while state["step"] < options.steps:
+            try:
+                images, labels, position = next_batch(root, names, state["position"], options, bad)
+            except BadFile:
+                keep()
+                raise
+            for group in optimiser.param_groups:
+                group["lr"] = options.rate * (1 - state["step"] / options.steps) ** 0.9  # DeepLab's "poly"
+            optimiser.zero_grad()
+            value = criterion(logits_of(net, images), labels)
+            value.backward()
+            optimiser.step()
+            state["step"] += 1
+            state["position"] = position
+            state["losses"].append(value.item())
+            progress.update(task, completed=state["step"], description=f"training, loss {value.item():.3f}")
+            if state["step"] % every == 0 or state["step"] == options.steps or interrupted:
+                keep()
+            if interrupted:
+                raise KeyboardInterrupt
+    return state, net
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/voc"))
+@click.option("--model", default=SMALL_UNET, help="FILE.py:FUNCTION; FUNCTION(classes, channels) -> Module.")
+@click.option("--loss", type=click.Choice(["locally-adaptive", "cross-entropy"]), default="locally-adaptive")
+@click.option("--kernel-size", default=5)
+@click.option("--p", default=5.0, help="The exponent of Minkowski pooling.")
+@click.option("--rate", default=2.5e-4, help="The learning rate of the first step.")
+@click.option("--steps", default=20000)
+@click.option("--batch", default=2)
+@click.option("--crop", default=321)
+@click.option("--seed", default=0)
+@click.option("--checkpoint-every", default=100, help="Steps.")
+@click.option("--on-bad-file", type=click.Choice(["stop", "skip"]), default="stop")
+def main(root: Path, out: Path, checkpoint_every: int, on_bad_file: str, **options: Any) -> None:
+    """Train on the VOC 2012 folder ROOT and write mIoU on its val list to OUT/result.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    bad = BadFiles(on_bad_file == "stop", [])
+    try:
+        state, net = train(root, out, Options(**options), checkpoint_every, bad)
+        miou, images = evaluate(net, root, "val", bad)
+    except BadFile as error:
+        raise click.ClickException(
+            f"{error}\nNothing is lost: mend the file and give the same command, or add --on-bad-file skip"
+        ) from error
+    except BadState as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        console.print(f"stopped, and kept in {out}: give the same command to go on")
+        raise SystemExit(130) from None
+    result = {
+        "options": options,
+        "miou": miou,
+        "images evaluated": images,
+        "losses": state["losses"],
+        "skipped": bad.noted,
+    }
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(
+        f"mIoU {miou:.4f} over {images} images; {len(bad.noted)} bad files; written: {out}/result.json"
+    )
+
+
+if __name__ == "__main__":
+    main()
