@@ -265,6 +265,16 @@ def test_an_answer_that_is_only_a_little_off_is_not_explained_by_something_near(
     assert diagnose(seen).findings == []
 
 
+def test_answers_of_a_wrong_shape_are_no_obstacle():
+    def f(x, y, **o):
+        value, grad = BY_ID["square-root"].subject()(x, y, **o)
+        return np.reshape(value, (1, *np.shape(value))), grad
+
+    report = verify(f, quick=True, dtype="float64")
+    assert report.verdict == "wrong"
+    assert report.diagnosis.findings == []
+
+
 def test_agreement_is_measured_against_the_size_of_the_predicted_numbers():
     unit = np.array([1e-6])
     assert apart(np.array([1e6 + 1.0]), [1e6], np.array([1.0]), unit, "float32") < 2

@@ -186,7 +186,13 @@ def fitted(core: Sequence[Observed], wrong: Sequence[Observed]) -> Found | None:
 
 def _fit(family: Family, core: Sequence[Observed], wrong: Sequence[Observed]) -> Found | None:
     right = Textbook()
-    finite = [w for w in wrong if np.isfinite(w.answer.grad).all() and np.isfinite(w.answer.value).all()]
+    finite = [
+        w
+        for w in wrong
+        if np.isfinite(w.answer.grad).all()
+        and np.isfinite(w.answer.value).all()
+        and (w.answer.value.shape, w.answer.grad.shape) == (w.right.value.shape[1:], w.right.grad.shape[1:])
+    ]
     values = any(w.value_wrong for w in wrong)
     grads = any(w.grad_wrong for w in wrong)
     for which in ("own", "loss", "gradient"):

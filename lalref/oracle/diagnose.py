@@ -62,7 +62,7 @@ class Diagnosis:
 
 
 def diagnose(
-    seen: Sequence[Observed], ask: Callable[[Case, str], Answer] | None = None, *, thorough: bool = True
+    seen: Sequence[Observed], ask: Callable[[Case, str], Answer] | None = None, *, thorough: bool = False
 ) -> Diagnosis:
     """Name the mistake that reproduces wrong answers.
 
@@ -74,7 +74,7 @@ def diagnose(
         ``ask(case, dtype) -> Answer``: the subject itself, to hold its gradient against differences of its
         own loss where no mistake is found.
     thorough : bool
-        Also try all pairs of mistakes where none is suggested by partial agreement (some seconds).
+        Also try all pairs of mistakes where none is suggested by partial agreement (up to a minute).
 
     Returns
     -------

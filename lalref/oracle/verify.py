@@ -158,7 +158,7 @@ def verify(
         from lalref.oracle.diagnose import Observed, diagnose  # needed by the wrong alone
 
         told = [Observed(case, each, answer, answers[case.name]) for case, each, answer in kept]
-        diagnosis = diagnose(told, subject, thorough=not quick)
+        diagnosis = diagnose(told, subject)
     shrunk = None
     failing = [r for r in results if r.decides(strict) and r.outcome != "holds"]
     by_name = {case.name: case for case in taken.values()}
