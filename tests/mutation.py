@@ -20,9 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FILES = ("lalref/engines/array.py", "lalref/engines/pooling.py", "lalref/minkowski.py")
+FILES = (
+    "lalref/engines/array.py",
+    "lalref/engines/pooling.py",
+    "lalref/engines/twofold.py",
+    "lalref/minkowski.py",
+)
 TESTS = (  # the quickest to notice first; the other engines are not what is changed
     ["tests/test_array.py", "-k", "not numba and (truths or two_units or behind or adjoint)"],
+    ["tests/test_tiny_losses.py"],
     [
         "tests/test_combine.py",
         "tests/test_promises_nan.py",

@@ -97,10 +97,9 @@ def test_a_mask_that_multiplies_would_be_seen(monkeypatch):
     """0 times NaN is NaN: the mistake that the tests of what is never read must catch."""
     neighbours = pooling.neighbours
 
-    def multiplied(u, labels, options, *, stride=True):
-        return sum(
-            w * member[:, None] * u_q for w, _, member, u_q in neighbours(labels, u, options, stride=stride)
-        )
+    def multiplied(u, labels, options, *, stride=True, minus=0.0):
+        pairs = neighbours(labels, u, options, stride=stride)
+        return sum(w * member[:, None] * (u_q - minus) for w, _, member, u_q in pairs)
 
     assert np.allclose(multiplied(X, Y, LocallyAdaptiveLoss()), pooling.pool(X, Y, LocallyAdaptiveLoss()))
     monkeypatch.setattr(pooling, "pool", multiplied)

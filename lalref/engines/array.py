@@ -15,7 +15,8 @@ import math
 from typing import Any, NamedTuple
 
 from lalref.arrays import Array, Namespace, device_of, namespace
-from lalref.engines.pooling import centre, divisor, group_size, lay, merge, neighbours, pool
+from lalref.engines.pooling import centre, divisor, group_size, lay, lost, merge, neighbours, pool
+from lalref.engines.twofold import difference
 from lalref.options import Options
 
 # --- Stage 2: cross-entropy of a softmax that is accurate for nearly perfect predictions -----------------
@@ -32,20 +33,30 @@ class Softmax(NamedTuple):
     nll: Array  # (N, 1, *grid) -log P_y
 
 
-def softmax(z: Array, y: Array) -> Softmax:
-    """Equation (17) for z (N, C, *grid) and y (N, *grid)."""
+def softmax(z: Array, y: Array, z_lost: Array | None = None) -> Softmax:
+    """Equation (17) for z (N, C, *grid), with what rounding took from it, and y (N, *grid)."""
     xp, C = namespace(z), z.shape[1]
     classes = xp.reshape(xp.arange(C, dtype=y.dtype, device=device_of(y)), (1, C, *(1,) * (z.ndim - 2)))
     onehot = y[:, None, ...] == classes
-    z_y = xp.sum(xp.where(onehot, z, 0.0), axis=1, keepdims=True)
-    m = xp.max(z, axis=1, keepdims=True)
-    is_max = z_y >= m
-    m = xp.where(is_max, z_y, m)  # the same number, but its derivative is the target's even in a tie
-    e = xp.exp(z - m)
-    others = xp.sum(xp.where(onehot, 0.0, e), axis=1, keepdims=True)  # s' of the specification
-    s = xp.exp(z_y - m) + others
-    log_s = xp.where(is_max, xp.log1p(others), xp.log(s))
-    return Softmax(xp, onehot, e / s, others / s, log_s + (m - z), log_s + (m - z_y))
+
+    def entry(which: Array, a: Array) -> Array:
+        return xp.sum(xp.where(which, a, 0.0), axis=1, keepdims=True)
+
+    top = classes == xp.astype(xp.argmax(z, axis=1, keepdims=True), y.dtype)
+    top = xp.where(entry(onehot, z) >= entry(top, z), onehot, top)  # in a tie with the target, the target
+    peak = entry(top, z)
+    peak = xp.where(xp.isfinite(peak), peak, math.nan)  # no softmax is left of +inf, or of -inf throughout
+    ahead, lost_ahead = difference(z, peak)
+    if z_lost is not None:
+        lost_ahead = lost_ahead + (z_lost - entry(top, z_lost))
+    # of inf, NaN and logits beyond 1/eps nothing is put back; the top is a constant 0, for compilers and autodiff
+    ahead = xp.where(top, xp.where(xp.isnan(peak), peak, 0.0), ahead)  # <= 0
+    lost_ahead = xp.where(~top & (xp.abs(lost_ahead) < 1), lost_ahead, 0.0)
+    e = xp.exp(ahead) * (1 + lost_ahead)
+    s = xp.sum(e, axis=1, keepdims=True)
+    log_s = xp.log1p(xp.sum(xp.where(top, 0.0, e), axis=1, keepdims=True))
+    neg_log_P = (log_s - lost_ahead) - ahead
+    return Softmax(xp, onehot, e / s, entry(~onehot, e) / s, neg_log_P, entry(onehot, neg_log_P))
 
 
 def cross_entropy(f: Softmax, alpha: float) -> Array:
@@ -196,13 +207,19 @@ def _weight_sum(labels: Array, valid: Array, options: Options, dtype: Any) -> Ar
 # --- The engine: stages 1 and 2 put together ---------------------------------------------------------------
 
 
+def merged_softmax(x: Array, labels: Array, valid: Array, options: Options) -> tuple[Softmax, Array]:
+    """The softmax of the merged vectors z (4), seen from the windows' targets; and D (N, 1, *grid)."""
+    z, D = merge(x, labels, valid, options)
+    return softmax(z, centre(labels, options), lost(x, z, D, labels, valid, options)), D
+
+
 def window_losses(logits: Array, labels: Array, valid: Array, options: Options) -> Array:
     """ell of every valid window, 0 elsewhere; (N, *grid)."""
     if options.space == "probabilities":
         ell = merged_probability(logits, labels, valid, options).ell
     else:
-        z, _ = merge(logits, labels, valid, options)
-        ell = cross_entropy(softmax(z, centre(labels, options)), options.label_smoothing)
+        f, _ = merged_softmax(logits, labels, valid, options)
+        ell = cross_entropy(f, options.label_smoothing)
     return _only_valid(ell, logits, labels, valid, options)
 
 
@@ -213,8 +230,7 @@ def window_losses_vjp(logits: Array, labels: Array, valid: Array, options: Optio
         return merged_probability_vjp(
             merged, labels, options, _poison(g, merged.ell, logits, labels, valid, options)
         )
-    z, D = merge(logits, labels, valid, options)
-    f = softmax(z, centre(labels, options))
+    f, D = merged_softmax(logits, labels, valid, options)
     alpha = options.label_smoothing
     z_bar = cross_entropy_vjp(f, alpha, _poison(g, cross_entropy(f, alpha), logits, labels, valid, options))
     return pool(lay(z_bar / D, labels, options), labels, options, stride=False)  # (13)
@@ -228,9 +244,8 @@ def window_losses_jvp(
         merged = merged_probability(logits, labels, valid, options)
         ell, ell_dot = merged.ell, merged_probability_jvp(merged, labels, options, _read(tangent, labels))
     else:
-        z, _ = merge(logits, labels, valid, options)
+        f, _ = merged_softmax(logits, labels, valid, options)
         z_dot, _ = merge(tangent, labels, valid, options)
-        f = softmax(z, centre(labels, options))
         ell = cross_entropy(f, options.label_smoothing)
         ell_dot = cross_entropy_jvp(f, options.label_smoothing, z_dot)
     ell_dot = namespace(ell).where(namespace(ell).isfinite(ell), ell_dot, math.nan)
@@ -249,9 +264,8 @@ def window_losses_hvp(
         ell_dot = merged_probability_jvp(merged, labels, options, x_dot)
         ell_dot = namespace(g).where(valid, ell_dot, 0.0)
         return grad, merged_probability_hvp(merged, labels, options, x_dot, g, g_dot, ell_dot)
-    z, D = merge(logits, labels, valid, options)
+    f, D = merged_softmax(logits, labels, valid, options)
     z_dot, _ = merge(tangent, labels, valid, options)
-    f = softmax(z, centre(labels, options))
     ell = cross_entropy(f, options.label_smoothing)
     g, g_dot = (_poison(a, ell, logits, labels, valid, options) for a in (g, g_dot))
     z_bar_dot = cross_entropy_hvp(f, options.label_smoothing, z_dot, g, g_dot)

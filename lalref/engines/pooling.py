@@ -13,21 +13,27 @@ from typing import Any
 import numpy as np
 
 from lalref.arrays import Array, device_of, dtype_name, namespace
+from lalref.engines.twofold import half_of_the_digits
 from lalref.options import Options
 
 
-def pool(u: Array, labels: Array, options: Options, *, stride: bool = True) -> Array:
+def pool(
+    u: Array, labels: Array, options: Options, *, stride: bool = True, minus: Array | None = None
+) -> Array:
     """Equation (13)'s A: (A u)_p = sum over q in G_p of w(d(p, q)) u_q; u (N, K, *S) -> (N, K, *grid).
 
     q is in G_p exactly when p is in G_q, and d is symmetric, so A is its own adjoint: the backward of a
     pooling is the same pooling. Being linear it is also its own jvp. With a stride, A is followed by taking
     every s-th row, whose adjoint is `lay`: the backward is then ``pool(lay(u), stride=False)``.
+    With ``minus``, r (N, K, *grid), each window pools u_q - r_p.
     """
     xp = namespace(u)
     rings: dict[float, Any] = {}  # w -> sum of the u_q that it weighs, which rounds less than a sum of w u_q
     for w, _, member, u_q in neighbours(labels, u, options, stride=stride):
         if w > 0:
-            rings[w] = rings.get(w, 0.0) + xp.where(member[:, None, ...], u_q, 0.0)
+            rings[w] = rings.get(w, 0.0) + xp.where(
+                member[:, None, ...], u_q if minus is None else u_q - minus, 0.0
+            )
     return sum(w * rings[w] for w in sorted(rings))
 
 
@@ -70,6 +76,27 @@ def merge(x: Array, labels: Array, valid: Array, options: Options) -> tuple[Arra
     D = divisor(labels, valid, options, x.dtype)[:, None, ...]
     z = namespace(x).where(valid[:, None, ...], pool(x, labels, options), 0.0) / D
     return z, D
+
+
+def lost(x: Array, z: Array, D: Array, labels: Array, valid: Array, options: Options) -> Array:
+    """Equation (17): what rounding took from z = A x / D, to be added to it; (N, C, *grid).
+
+    (A x / D)_p = k_p r_p + (1/D_p) sum of w (x_q - r_p), k = A 1 / D, whatever r is. With r next to the mean
+    of the group only small numbers are pooled, and so only small ones are rounded.
+    """
+    xp = namespace(x)
+    here = valid[:, None, ...]
+    if options.normalize == "weights":  # k = 1, and z is the mean
+        r, beyond = z, 0.0
+    else:
+        one = xp.ones_like(labels, dtype=x.dtype)[:, None, ...]
+        k = xp.where(here, half_of_the_digits(pool(one, labels, options) / D), 1.0)
+        r = half_of_the_digits(z / k)
+        pairs = neighbours(labels, one, options)
+        k_lost = sum(xp.where(member[:, None, ...], w - k, 0.0) for w, _, member, _ in pairs) / D
+        beyond = (k * r - z) + k_lost * r
+    left = beyond + pool(x, labels, options, minus=r) / D
+    return xp.where(here & xp.isfinite(left), left, 0.0)  # what is infinite or NaN has lost nothing
 
 
 def centre(labels: Array, options: Options) -> Array:
