@@ -19,7 +19,7 @@ from lalref.minkowski import Parts
 from lalref.options import Options
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cache:
     """What `LocallyAdaptiveLoss.forward` keeps for `backward`: the checked call and stage 3's small maps."""
 
@@ -28,7 +28,7 @@ class Cache:
     total: Parts
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Inspection:
     """The maps behind one value, each on the stride grid and 0 where no window is valid.
 

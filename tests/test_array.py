@@ -297,6 +297,12 @@ def test_the_maps_behind_the_value(options):
         np.testing.assert_allclose((maps.share * maps.window_loss).sum(), value, rtol=1e-14)
 
 
+def test_maps_are_compared_as_objects_since_arrays_have_no_one_answer():
+    maps = LocallyAdaptiveLoss().inspect(X, Y)
+    assert maps in [maps]
+    assert maps != LocallyAdaptiveLoss().inspect(X, Y)
+
+
 def test_the_merged_distribution_adds_up_to_one():
     maps = LocallyAdaptiveLoss(space="probabilities").inspect(X, Y)
     np.testing.assert_allclose(maps.merged.sum(1), maps.group_size > 0, rtol=1e-14)
