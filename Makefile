@@ -22,7 +22,7 @@ test: $(VENV)/ready ## all tests that need no framework
 	$(VENV)/bin/python -m pytest -n 2 --ignore=tests/frameworks --ignore=tests/cuda_host
 
 test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorFlow, in an environment of their own
-	$(VENV_FRAMEWORKS)/bin/python -m pytest -n 2 tests/frameworks
+	$(VENV_FRAMEWORKS)/bin/python -m pytest -n 2 tests/frameworks tests/test_documents.py
 
 test-cuda-host: $(VENV_CUDA)/ready ## the GPU kernels: run on the CPU, and compiled for three GPUs
 	@command -v g++ > /dev/null || { echo "skipped: test-cuda-host needs g++, and there is none here. On Debian and Ubuntu: apt install g++"; exit 0; }; \
@@ -32,10 +32,10 @@ test-cuda-host: $(VENV_CUDA)/ready ## the GPU kernels: run on the CPU, and compi
 experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left (RESULTS=folder)
 	$(VENV_FRAMEWORKS)/bin/python -m experiments.digits $(if $(RESULTS),--results $(RESULTS))
 
-nightly: $(VENV)/ready ## what takes longer: all golden values worked out again, 10,000 honest ports and no false alarm
+nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden values, 10,000 honest runs, the kill matrix, the experiment
 	$(VENV)/bin/lalref golden check
 	$(VENV)/bin/lalref oracle false-alarms --runs 10000
-	$(VENV)/bin/lalref oracle report --folder out/oracle
+	$(VENV_FRAMEWORKS)/bin/lalref oracle report --folder out/oracle
 	LALREF_NIGHTLY=1 $(VENV)/bin/python -m pytest -n 2 tests/test_diagnose.py
 	$(MAKE) experiment RESULTS=out/experiment
 
