@@ -26,6 +26,7 @@ from lalref.arrays import (
     wide_dtype,
     working_dtype,
 )
+from lalref.hints import shape_hint
 from lalref.options import DefaultIgnoreIndex, Options
 
 MAX_SPATIAL_AXES = 5
@@ -121,6 +122,7 @@ def prepare(logits: Array, labels: Array, pixel_weight: Array | None, options: O
         raise ValueError(
             f"labels must have the shape of logits without class axis {options.axis}, {want} for logits "
             f"{tuple(logits.shape)}; got {tuple(labels.shape)}"
+            + shape_hint(tuple(logits.shape), tuple(labels.shape), options.axis)
         )
     if C == 0:
         raise ValueError(

@@ -1,0 +1,32 @@
+"""What a refused call most likely meant: the one more sentence of an error, or nothing.
+
+Only shapes and names may come in. Nothing here lets a call through, and no array is changed.
+"""
+
+from __future__ import annotations
+
+Shape = tuple[int, ...]
+
+
+def shape_hint(logits: Shape, labels: Shape, axis: int) -> str:
+    """Return how to mend labels whose shape isn't that of logits without their class axis; "" if unknown."""
+    c = axis % len(logits)
+    want = logits[:c] + logits[c + 1 :]
+    for k in range(len(labels)):
+        if labels[k] == 1 and labels[:k] + labels[k + 1 :] == want:
+            index = ":, " * k + "0"
+            return f". Labels have an axis of length 1 too many: pass labels[{index}]"
+    if labels == logits:
+        return f". Labels look one-hot: pass class indices, as labels.argmax({axis}) gives"
+    for k in range(len(logits) - 1, 0, -1):
+        if k != c and labels == logits[:k] + logits[k + 1 :]:
+            if k == len(logits) - 1:
+                return ". Logits look channels-last: pass axis=-1"
+            return f". Logits look as if axis {k} were that of their classes: pass axis={k}"
+    if labels == logits[1:]:
+        return ". The batch axis looks missing: pass logits[None] and labels[None]"
+    if labels == (1, *logits[1:]):
+        return ". The batch axis of logits looks missing: pass logits[None]"
+    if (1, *labels) == want:
+        return ". The batch axis of labels looks missing: pass labels[None]"
+    return ""
