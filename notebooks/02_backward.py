@@ -314,7 +314,8 @@ ctx.prec = 53
 #
 # The last column is the point. Differences, duals and every gradient checker compare a backward with *your own forward*. If
 # that is the wrong loss, and the backward matches, they are all content. Notebook 5 shows it live.
-#
+
+# %% [markdown]
 # ## Exercises
 #
 # 1. With `normalize="count"` the divisor is the number of pixels in the group. What changes in the backward?
