@@ -11,8 +11,11 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from lalref.arrays import Array
+from lalref.hints import option_hint
 from lalref.loss import LocallyAdaptiveLoss
 from lalref.options import Options, OptionsDict
+
+_NAMES = tuple(f.name for f in dataclasses.fields(Options))
 
 
 def _with_options(function: Callable[..., Any]) -> Any:
@@ -27,6 +30,18 @@ def _with_options(function: Callable[..., Any]) -> Any:
     keyword = [p for p in own if p.kind is p.KEYWORD_ONLY]
     function.__signature__ = signature.replace(parameters=[*positional, *options, *keyword])  # type: ignore[attr-defined]
     return function
+
+
+def _loss(function: Callable[..., Any], options: OptionsDict) -> LocallyAdaptiveLoss:
+    """The loss of these options; an unknown one is told by the name of the function that was called."""
+    for name in options:
+        if name not in _NAMES:
+            own = inspect.signature(function).parameters.values()
+            known = [p.name for p in own if p.kind is p.KEYWORD_ONLY]
+            raise TypeError(
+                f"{function.__name__}() got an unexpected keyword argument {name!r}: {option_hint(name, known)}"
+            )
+    return LocallyAdaptiveLoss(**options)
 
 
 @_with_options
@@ -66,7 +81,7 @@ def lal_loss(
     >>> float(lalref.lal_loss(logits, np.array([[0, 0, 1]]), kernel_size=1, p=1))  # softmax cross-entropy
     0.2794083731735758
     """
-    return LocallyAdaptiveLoss(**options)(logits, labels, pixel_weight=pixel_weight)
+    return _loss(lal_loss, options)(logits, labels, pixel_weight=pixel_weight)
 
 
 @_with_options
@@ -105,7 +120,7 @@ def lal_value_and_grad(
     >>> grad[0, :, 0]
     array([-0.5,  0.5])
     """
-    return LocallyAdaptiveLoss(**options).value_and_grad(
+    return _loss(lal_value_and_grad, options).value_and_grad(
         logits, labels, grad_output=grad_output, pixel_weight=pixel_weight
     )
 
@@ -145,7 +160,7 @@ def lal_jvp(
     >>> float(lalref.lal_jvp(x, y, np.array([[[1.0], [0.0]]]))[1])
     -0.5
     """
-    return LocallyAdaptiveLoss(**options).jvp(logits, labels, tangent, pixel_weight=pixel_weight)
+    return _loss(lal_jvp, options).jvp(logits, labels, tangent, pixel_weight=pixel_weight)
 
 
 @_with_options
@@ -184,6 +199,6 @@ def lal_hvp(
     >>> lalref.lal_hvp(x, y, np.array([[[1.0], [0.0]]]), p=1)[1][0, :, 0]
     array([ 0.25, -0.25])
     """
-    return LocallyAdaptiveLoss(**options).hvp(
+    return _loss(lal_hvp, options).hvp(
         logits, labels, tangent, grad_output=grad_output, pixel_weight=pixel_weight
     )

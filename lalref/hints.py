@@ -5,6 +5,9 @@ Only shapes and names may come in. Nothing here lets a call through, and no arra
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 Shape = tuple[int, ...]
 
 
@@ -30,3 +33,10 @@ def shape_hint(logits: Shape, labels: Shape, axis: int) -> str:
     if (1, *labels) == want:
         return ". The batch axis of labels looks missing: pass labels[None]"
     return ""
+
+
+def option_hint(unknown: str, known: Iterable[str]) -> str:
+    """Return which option `unknown` most likely is misspelt from, or else all there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(unknown, names, n=1) or [n for n in names if n.startswith(unknown)][:1]
+    return f"did you mean {near[0]}=?" if near else f"allowed are {', '.join(names)}"

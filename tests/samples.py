@@ -7,6 +7,7 @@ Inputs come from the formulas of `lalref.oracle.inputs`.
 
 import math
 import os
+import re
 
 import ml_dtypes
 import numpy as np
@@ -53,6 +54,12 @@ OMEGA = weights((2, 5, 4), 4)  # some are 0
 def of_dtype(array, name):
     """`array` in the float dtype of that name, bfloat16 too."""
     return array.astype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def refused(kind, *words):
+    """Expect an error of this kind whose message has all of these texts in it."""
+    everything = "".join(f"(?=.*{re.escape(word)})" for word in words)
+    return pytest.raises(kind, match=f"(?s){everything}")
 
 
 def same_bits(a, b):
