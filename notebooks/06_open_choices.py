@@ -264,7 +264,8 @@ assert angles["7×7 windows"] < 5 < angles["p = 1"]
 
 # %% [markdown]
 # On this image and these scores. The exponent of stage 3 turns the gradient most; the size of the window beyond 5 hardly at
-# all. Which choice trains best is a question for an experiment, not for a picture: notebook 7.
+# all. Which choice trains best is a question for an experiment, not for a picture:
+# [docs/experiment.md](../docs/experiment.md).
 
 # %% [markdown]
 # ## Exercises

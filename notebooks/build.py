@@ -102,7 +102,7 @@ def seen(cell: nbformat.NotebookNode) -> list[tuple[str, str]]:
     for output in cell.get("outputs", []):
         if output.output_type == "stream":
             shown.append(("text", output.text))
-        for kind, data in output.get("data", {}).items():
+        for kind, data in sorted(output.get("data", {}).items()):  # as they are in a file
             shown.append((kind, "" if kind.startswith("image/") else "".join(data)))
     return shown
 

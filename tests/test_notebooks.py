@@ -130,7 +130,16 @@ def written(folder, text):
     return source
 
 
-SMALL = "# %% [markdown]\n# # Small\n\n# %%\nx = 2\nprint(f'{x / 3:.3f}')\n"
+SMALL = """# %% [markdown]
+# # Small
+
+# %%
+import matplotlib.pyplot as plt
+x = 2
+print(f'{x / 3:.3f}')
+plt.plot([x, 3])
+plt.show()
+"""
 
 
 @pytest.fixture
