@@ -1,6 +1,6 @@
 """examples/train_voc.py, end to end on a small folder in the layout of Pascal VOC 2012."""
 
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -33,10 +33,9 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def train_voc():
-    spec = importlib.util.spec_from_file_location("train_voc", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_voc"] = module  # dataclasses look there for the annotations' names
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # as for a program that is run, which finds voc.py beside it
+        module = importlib.import_module("train_voc")
     torch.set_num_threads(1)
     return module
 
