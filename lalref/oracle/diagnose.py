@@ -29,6 +29,7 @@ from lalref.oracle.whereabouts import consistency, whereabouts
 
 __all__ = ["Diagnosis", "Finding", "Observed", "diagnose"]
 
+WIDE = ("float32", "float64")
 SCREENS = 3  # wrong answers that a suspect meets before it is held against all
 PARTNERS = 6  # half-right suspects that are tried in pairs
 PROBED = 8  # wrong answers on which suspects may be half right
@@ -81,6 +82,8 @@ def diagnose(
     Diagnosis
     """
     core = [each for each in seen if each.case.core]
+    # 16-bit answers are rounded too coarsely to tell mistakes apart; alone they are all there is
+    core = [each for each in core if each.dtype in WIDE] or core
     found = list(_written_to(core))
     wrong = telling_first(core)
     if wrong:
