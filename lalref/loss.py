@@ -53,7 +53,7 @@ class Inspection:
     share: Array
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LocallyAdaptiveLoss(Options):
     """The locally adaptive learning loss with its options fixed: equations (1) to (10).
 

@@ -50,9 +50,13 @@ class OptionsDict(TypedDict, total=False):
     engine: Literal["auto", "definition", "array", "numba", "cuda"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Options:
-    """The options of `lalref.LocallyAdaptiveLoss`, checked; all that an engine knows of it."""
+    """The options of `lalref.LocallyAdaptiveLoss`, checked; all that an engine knows of it.
+
+    Equal are options that do the same with every input: 255 ignored by default is not 255 ignored because
+    it was asked for, since only the latter serves more than 255 classes.
+    """
 
     kernel_size: int | tuple[int, ...] = 5
     sigma: float | None = 1.0
@@ -103,6 +107,22 @@ class Options:
         fix("axis", axis)
         if not isinstance(self.check, bool):
             _refuse("check", self.check, "True or False")
+
+    def _said(self) -> dict[str, Any]:
+        """Every option but an ignore_index that nobody asked for."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {n: v for n, v in fields.items() if not isinstance(v, DefaultIgnoreIndex)}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Options) or other.__class__ is not self.__class__:
+            return NotImplemented
+        return self._said() == other._said()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._said().items()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in self._said().items())})"
 
     def radii(self, ndim: int) -> tuple[int, ...]:
         """Return r_a for each of `ndim` spatial axes; a kernel is 2 r_a + 1 long."""

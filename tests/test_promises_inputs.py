@@ -1,7 +1,10 @@
 """What is promised about wrong inputs: each is refused by name, with its value and what to do instead."""
 
+import copy
+import dataclasses
 import inspect
 import math
+import pickle
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +13,7 @@ from samples import INF, NAN, OMEGA, V, X, Y, each_engine, refused
 
 import lalref
 from lalref import LocallyAdaptiveLoss, lal_hvp, lal_jvp, lal_loss, lal_value_and_grad
+from lalref.options import Options
 from lalref.oracle.inputs import VOID
 
 CALLS = {
@@ -131,6 +135,23 @@ def test_the_object_is_frozen_comparable_hashable_and_printable():
     assert eval(repr(one)) == one
     with pytest.raises(AttributeError, match="kernel_size"):
         one.kernel_size = 5
+
+
+def test_255_by_default_is_another_loss_than_255_asked_for():
+    """Above 255 classes the first is refused and the second works; a cache by options must tell them apart."""
+    default, asked = LocallyAdaptiveLoss(), LocallyAdaptiveLoss(ignore_index=255)
+    assert default != asked
+    assert len({default, asked, LocallyAdaptiveLoss(), LocallyAdaptiveLoss(ignore_index=np.uint8(255))}) == 2
+    for one in (default, asked):
+        copies = (
+            eval(repr(one)),
+            copy.deepcopy(one),
+            pickle.loads(pickle.dumps(one)),
+            dataclasses.replace(one),
+        )
+        assert all(each == one and hash(each) == hash(one) for each in copies)
+    assert default != Options()
+    assert default != 255
 
 
 # ---- engines --------------------------------------------------------------------------------------
