@@ -91,11 +91,12 @@ def cross_entropy_row(
         d_y = zero
         far = (top > fill(z, MOST_EXPONENT)) | (z_y - z_y != zero)
         if any_lane(far & (y > spread(np.int32(-1)))):  # from the largest on, and an infinite target
+            # Lanes that are not far come out as before: a pixel's bits don't depend on its neighbour's NaN.
             d_y = select(z_y == fill(z, -math.inf), z_y, z_y - z_y)
             m = d_y
             for c in range(C):
                 high = fma(load(z, c * width + j), inverse, zero - usual)
-                m = select((high > m) & (y != spread(np.int32(c))), high, m)
+                m = select((high > m) & far & (y != spread(np.int32(c))), high, m)
             others = zero
             total = zero
             for c in range(C):
