@@ -24,9 +24,9 @@ import numpy as np
 
 from lalref.engines import loops_maps as maps
 from lalref.engines.loops_cache import first_call
-from lalref.engines.loops_geometry import Geometry, flat_view, round_up
+from lalref.engines.loops_geometry import Geometry, flat_labels, flat_view, round_up
 from lalref.engines.loops_margins import typical_margins
-from lalref.engines.loops_rows import Image, Task
+from lalref.engines.loops_rows import Image, Labels, Task
 from lalref.engines.loops_stage3 import parts_of, shares
 from lalref.engines.loops_threads import run
 from lalref.minkowski import Parts
@@ -109,7 +109,7 @@ class Problem:
         strides = tuple(min(s, max(1, n)) for s, n in zip(strides, (A, B, W), strict=True))
         self.image = Image(C, A, B, W, *strides)
         self.pixels = Image(C, A, B, W, 1, 1, 1)  # a window at every pixel
-        self.y, self.valid = flat_view(labels), flat_view(valid)
+        self.y, self.valid = flat_labels(labels), flat_view(valid)
         self.radii = tuple(max(0, min(r, n - 1)) for r, n in zip(radii, (A, B, W), strict=True))
         self.by_count = options.normalize == "count"
         steps_fit = all(step % logits.itemsize == 0 for step in x.strides)
@@ -175,9 +175,8 @@ class Problem:
         def work(task: Task) -> None:
             lo, x, part = self._cut(task, 2 * reach, image)
             z_bar, x_bar = np.empty((2, 1, *part[:4]), self.working)
-            y, v, g_part = (
-                self._rows(a, i, task.n, lo, part) for a, i in ((self.y, None), (valid, image), (g, image))
-            )
+            y = self._labels(task.n, lo, part)
+            v, g_part = (self._rows(a, image, task.n, lo, part) for a in (valid, g))
             ell, off = (
                 np.zeros(v.size, self.working),
                 np.zeros(v.size if image is self.pixels else 0, self.working),
@@ -204,7 +203,7 @@ class Problem:
 
         def work(task: Task) -> None:
             lo, x, part = self._cut(task, reach, image)
-            y, v = self._rows(self.y, None, task.n, lo, part), self._rows(valid, image, task.n, lo, part)
+            y, v = self._labels(task.n, lo, part), self._rows(valid, image, task.n, lo, part)
             ell_part, off_part = self._rows(ell, image, task.n, lo, part), off[:0]
             if off.size:
                 off_part = self._rows(off, image, task.n, lo, part)
@@ -241,9 +240,12 @@ class Problem:
         x = np.ascontiguousarray(self.x[task.n : task.n + 1, :, lo:hi], dtype=self.working)
         return lo, x, image._replace(A=hi - lo)
 
-    def _rows(self, a: Array, image: Image | None, n: int, lo: int, part: Image) -> Array:
-        """The rows of a flat map that belong to a cut; `image` says with which strides it was made, None: none."""
-        whole = image or self.pixels
+    def _labels(self, n: int, lo: int, part: Image) -> Labels:
+        narrow, wide = (self._rows(a, self.pixels, n, lo, part) for a in self.y)
+        return Labels(narrow, wide)
+
+    def _rows(self, a: Array, whole: Image, n: int, lo: int, part: Image) -> Array:
+        """The rows of a flat map that belong to a cut; `whole` says with which strides it was made."""
         row = -(-whole.B // whole.stride_b) * -(-whole.W // whole.stride_w)
         first = n * -(-whole.A // whole.stride_a) + lo // whole.stride_a
         return a[first * row : (first + -(-part.A // whole.stride_a)) * row]

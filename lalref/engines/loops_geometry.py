@@ -11,7 +11,7 @@ import numpy as np
 from lalref.engines import loops_kernels as kernels
 from lalref.engines.loops_lanes import LANES
 from lalref.engines.loops_plan import Ring, Window
-from lalref.engines.loops_rows import Image, Steps, Task
+from lalref.engines.loops_rows import Image, Labels, Steps, Task
 from lalref.engines.loops_threads import run
 
 Array = Any
@@ -51,7 +51,7 @@ class Geometry:
         self,
         tasks: Sequence[Task],
         x: Array,
-        y: Array,
+        y: Labels,
         valid: Array,
         typical: Array,
         alpha: float,
@@ -89,7 +89,7 @@ class Geometry:
         run(work, tasks)
 
     def backward(
-        self, tasks: Sequence[Task], y: Array, valid: Array, g: Array, z_bar: Array, x_bar: Array
+        self, tasks: Sequence[Task], y: Labels, valid: Array, g: Array, z_bar: Array, x_bar: Array
     ) -> None:
         """`kernels.backward` of every task, with g lifted out of the reach of subnormal products; all arrays flat."""
         largest = max(float(np.max(g, initial=0)), -float(np.min(g, initial=0)))
@@ -122,6 +122,13 @@ def flat_view(a: Array) -> Array:
     row = np.ascontiguousarray(a).reshape(-1).view()
     row.flags.writeable = False
     return row
+
+
+def flat_labels(labels: Array) -> Labels:
+    """The labels (N, *S), int8 or int32, as the kernels read them."""
+    flat = flat_view(labels)
+    other = flat_view(np.empty(0, np.int32 if labels.dtype == np.int8 else np.int8))
+    return Labels(flat, other) if labels.dtype == np.int8 else Labels(other, flat)
 
 
 def round_up(n: int) -> int:

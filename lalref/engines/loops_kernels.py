@@ -77,7 +77,7 @@ def forward(
 ):
     """Equations (4), (5), (7), (17): ell of the windows of a task and, if asked for, z_bar / D with g = 1.
 
-    x: logits as `steps` says; y: (N, A, B, W) int32; valid, ell: (N, *grid); z_bar: (N, C, A, B, W), where
+    x: logits as `steps` says; y: `Labels`; valid, ell: (N, *grid); z_bar: (N, C, A, B, W), where
     rows and blocks without a window are left as they are; off: like ell, or empty; typical: (N, C + 1) margins that
     what is pooled is measured from. `counted` is the window whose weights add up to D, the same as `window` unless
     `apart`.
@@ -177,7 +177,7 @@ def forward(
 def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_bar, x_bar):
     """Equation (13): x_bar = A(g z_bar / D) for the channels and rows of a task; in place if x_bar is z_bar.
 
-    y: (N, A, B, W) int32; valid, g: (N, *grid); z_bar, x_bar: (N, C, A, B, W). In place a task must take all rows.
+    y: `Labels`; valid, g: (N, *grid); z_bar, x_bar: (N, C, A, B, W). In place a task must take all rows.
     """
     channels = task.c1 - task.c0
     W = image.W

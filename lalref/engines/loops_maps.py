@@ -13,6 +13,7 @@ import numpy as np
 
 from lalref.engines.loops_cache import compiled
 from lalref.engines.loops_lanes import LANES, fill, inner, load, round_like, select, store, widen
+from lalref.engines.loops_rows import label_at
 
 # exp of less than this is on its way to underflow in float64; beyond it probabilities stay logarithms.
 DEEP = -600.0
@@ -41,7 +42,7 @@ def pool_probability(task, image, y, valid, log_u, off, radii, weight, log_weigh
                 p = ((task.n * grid_a + i) * grid_b + k) * grid_w + m
                 if not valid[p]:
                     continue
-                kind = y[((task.n * A + a) * B + b) * W + w]
+                kind = label_at(y, ((task.n * A + a) * B + b) * W + w)
                 size = 0
                 total = 0.0
                 missing = 0.0
@@ -50,7 +51,7 @@ def pool_probability(task, image, y, valid, log_u, off, radii, weight, log_weigh
                     for bb in range(max(0, b - radii[1]), min(B, b + radii[1] + 1)):
                         row = ((task.n * A + aa) * B + bb) * W
                         for ww in range(max(0, w - radii[2]), min(W, w + radii[2] + 1)):
-                            if y[row + ww] == kind:
+                            if label_at(y, row + ww) == kind:
                                 d = max(abs(aa - a), abs(bb - b), abs(ww - w))
                                 size += 1
                                 if weight[d] > 0:
@@ -68,7 +69,7 @@ def pool_probability(task, image, y, valid, log_u, off, radii, weight, log_weigh
                     for bb in range(max(0, b - radii[1]), min(B, b + radii[1] + 1)):
                         row = ((task.n * A + aa) * B + bb) * W
                         for ww in range(max(0, w - radii[2]), min(W, w + radii[2] + 1)):
-                            if y[row + ww] == kind:
+                            if label_at(y, row + ww) == kind:
                                 d = max(abs(aa - a), abs(bb - b), abs(ww - w))
                                 if weight[d] > 0 and log_u[row + ww] != -math.inf:
                                     pooled += math.exp(log_weight[d] + log_u[row + ww] - top)
@@ -89,7 +90,7 @@ def receive(task, image, y, valid, ell, log_pooled, g, log_u, radii, weight, log
         for b in range(B):
             for w in range(W):
                 q = ((task.n * A + a) * B + b) * W + w
-                kind = y[q]
+                kind = label_at(y, q)
                 if kind < 0:
                     continue
                 plain = 0.0
@@ -100,7 +101,7 @@ def receive(task, image, y, valid, ell, log_pooled, g, log_u, radii, weight, log
                         row_y = ((task.n * A + i * sa) * B + k * sb) * W
                         for m in range(_grid(max(0, w - radii[2]), sw), _grid(min(W, w + radii[2] + 1), sw)):
                             p = row + m
-                            if y[row_y + m * sw] != kind or not valid[p]:
+                            if label_at(y, row_y + m * sw) != kind or not valid[p]:
                                 continue
                             d = max(abs(i * sa - a), abs(k * sb - b), abs(m * sw - w))
                             if weight[d] == 0:

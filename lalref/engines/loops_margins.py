@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lalref.engines.loops_cache import compiled
-from lalref.engines.loops_rows import Image
+from lalref.engines.loops_rows import Image, Labels, label_at
 from lalref.engines.loops_threads import run
 
 Array = Any
@@ -46,7 +46,7 @@ def first_windows(n, image, y, valid, found):
             here = (a * image.B + b) * image.W
             start = n * image.A * image.B * image.W + here
             for w in range(0, image.W, image.stride_w):
-                kind = y[start + w]
+                kind = label_at(y, start + w)
                 if 0 <= kind < C and counts[kind] < most and valid[at]:
                     found[kind, counts[kind]] = here + w
                     counts[kind] += 1
@@ -57,10 +57,10 @@ def first_windows(n, image, y, valid, found):
                 return
 
 
-def typical_margins(x: Array, image: Image, y: Array, valid: Array, working: Any) -> Array:
+def typical_margins(x: Array, image: Image, y: Labels, valid: Array, working: Any) -> Array:
     """A margin typical of each class of each image, 0 where none is known or it is no class: (N, C + 1).
 
-    x: logits (N, C, A, B, W); y: flat (N, A, B, W); valid: flat (N, *grid).
+    x: logits (N, C, A, B, W); y: (N, A, B, W); valid: flat (N, *grid).
     """
     N, C = x.shape[:2]
     typical = np.zeros((N, C + 1), working)

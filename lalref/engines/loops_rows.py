@@ -5,7 +5,7 @@ Moving only; nothing is worked out here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,13 @@ class Image(NamedTuple):
     stride_a: int
     stride_b: int
     stride_w: int
+
+
+class Labels(NamedTuple):
+    """Labels (N, A, B, W), flat: int8 in `narrow`, or int32 in `wide` if that is empty; one type, so compiled once."""
+
+    narrow: Any
+    wide: Any
 
 
 class Steps(NamedTuple):
@@ -88,6 +95,26 @@ def copy_readable(x, start, step, next_row, count, labels, to, origin, out, out_
 
 
 @inner
+def load_labels(y, at, count, labels, to):
+    """labels[to :] = y[at : at + count]."""
+    out = labels[to : to + count]
+    if len(y.narrow) > 0:
+        narrow = y.narrow[at : at + count]
+        for j in range(count):
+            out[j] = narrow[j]
+    else:
+        wide = y.wide[at : at + count]
+        for j in range(count):
+            out[j] = wide[j]
+
+
+@inner
+def label_at(y, i):
+    """One of the labels."""
+    return np.int32(y.narrow[i]) if len(y.narrow) > 0 else y.wide[i]
+
+
+@inner
 def windows_of_row(y, valid, image, n, a, b, w0, w1, centres, to):
     """centres[to + j] = the label of the window at column w0 + j, -1 where there is none; whether any is there."""
     found = np.int32(-1)
@@ -100,29 +127,19 @@ def windows_of_row(y, valid, image, n, a, b, w0, w1, centres, to):
         return False
     at = ((n * image.A + a) * image.B + b) * image.W + w0
     at_valid = ((n * rows_a + a // image.stride_a) * rows_b + b // image.stride_b) * columns
+    load_labels(y, at, w1 - w0, centres, to)
     if image.stride_w == 1:
-        row, mask, out = (
-            y[at : at + w1 - w0],
-            valid[at_valid + w0 : at_valid + w1],
-            centres[to : to + w1 - w0],
-        )
+        mask, out = valid[at_valid + w0 : at_valid + w1], centres[to : to + w1 - w0]
         for j in range(w1 - w0):
-            label = np.int32(row[j] if mask[j] else -1)
+            label = np.int32(out[j] if mask[j] else -1)
             out[j] = label
             found = max(found, label)
     else:
         for j in range(w1 - w0):
             inside = (w0 + j) % image.stride_w == 0 and valid[at_valid + (w0 + j) // image.stride_w]
-            centres[to + j] = y[at + j] if inside else -1
+            centres[to + j] = centres[to + j] if inside else -1
             found = max(found, centres[to + j])
     return found >= 0
-
-
-@inner
-def load_labels(y, at, count, labels, to):
-    row, out = y[at : at + count], labels[to : to + count]
-    for j in range(count):
-        out[j] = row[j]
 
 
 @inner
