@@ -38,6 +38,7 @@ nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden val
 	$(VENV_FRAMEWORKS)/bin/lalref oracle report --folder out/oracle
 	LALREF_NIGHTLY=1 $(VENV)/bin/python -m pytest -n 2 tests/test_diagnose.py
 	$(MAKE) experiment RESULTS=out/experiment
+	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.score
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first (QUICK=--quick for a first look)
 	@mkdir -p out
