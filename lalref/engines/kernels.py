@@ -151,8 +151,8 @@ class _Work:
     @classmethod
     def of(cls, logits: Array, labels: Array, valid: Array, options: Options) -> _Work:
         xp = namespace(logits)
-        centres = xp.where(valid, centre(labels, options), -1)  # (N, *grid)
-        centres = xp.astype(centres, xp.int32, copy=False)  # CuPy would not notice another dtype at launch
+        labels = xp.astype(labels, xp.int32, copy=False)  # CuPy would not notice another dtype at launch
+        centres = xp.astype(xp.where(valid, centre(labels, options), -1), xp.int32, copy=False)  # (N, *grid)
         dtype = np.dtype("float64" if dtype_name(logits.dtype) == "float64" else "float32")
         geometry = Geometry.of(logits, centres.shape[1:], options, dtype)
         return cls(xp, logits, xp.asarray(labels, order="C"), centres, options, dtype, geometry)
