@@ -54,6 +54,13 @@ def test_modules_that_readme_names_are_there_without_an_import_of_their_own():
         lalref.oracles  # noqa: B018
 
 
+def test_completion_offers_what_is_public_and_nothing_else():
+    assert {n for n in dir(lalref) if n[0] != "_"} == {*lalref.__all__, "definition", "oracle", "truth"}
+    assert not [n for n in dir(lalref) if not hasattr(lalref, n)]
+    assert not hasattr(lalref, "version")
+    assert not hasattr(lalref, "PackageNotFoundError")
+
+
 DOCUMENTED = sorted(
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for file in (ROOT / "lalref").rglob("*.py")
