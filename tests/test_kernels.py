@@ -109,6 +109,13 @@ def test_weights_that_round_to_zero_cut_the_reach_but_not_the_count():
     assert geometry.full["reach_w"][0] == 15
 
 
+@pytest.mark.parametrize(("C", "by_class"), [(2**23 - 1, True), (2**23, False)])
+def test_labels_that_do_not_fit_beside_a_thread_are_pooled_by_cells(C, by_class):
+    logits = np.broadcast_to(np.float32(0), (1, C, 40, 40))
+    geometry = Geometry.of(logits, (40, 40), lalref.LocallyAdaptiveLoss(kernel_size=9), logits.dtype)
+    assert (geometry.call["most"][0] > 0) == by_class
+
+
 # --- The report of a run on a GPU -------------------------------------------------------------------------
 
 

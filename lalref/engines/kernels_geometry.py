@@ -19,6 +19,7 @@ SHARED_MEMORY = 48 << 10  # bytes a block, on every device without asking
 SCRATCH = 32 << 20  # bytes at most for the divided gradient on its way: less than the L2 cache of an H100
 TILE, WIDE_TILE = (32, 8), (256, 1)  # columns and rows of a block, one thread each
 MOST_KINDS = 8  # classes of one tile that are pooled one by one
+MOST_LABELS = 1 << 23  # that a Kind of kernels.cu, a label beside 8 bits, can tell apart
 
 # struct Call of kernels.cu, passed by value
 CALL = np.dtype(
@@ -75,7 +76,9 @@ class Geometry:
             for side in ("reach_h", "reach_w"):
                 call[side] = np.minimum(call[side], far)
         r_h, r_w = int(call["reach_h"][0]), int(call["reach_w"][0])
-        most = _most_kinds(r_h, r_w) if options.strides(len(S)) == (1,) * len(S) else 0
+        # a label that is none, with check=False, is C
+        by_kind = options.strides(len(S)) == (1,) * len(S) and C < MOST_LABELS
+        most = _most_kinds(r_h, r_w) if by_kind else 0
         wide = most > 0 and r_w > 3
         block, channels = WIDE_TILE if wide or H == 1 else TILE, 2 if wide else 4
         spans = [_span(each, block, channels, dtype.itemsize) for each in (call, full)]

@@ -16,7 +16,7 @@ LEAST = 0.95
 
 
 @pytest.mark.slow
-def test_the_cases_reach_the_kernels_lines(tmp_path):
+def test_the_cases_reach_the_kernels_lines(tmp_path, record_property):
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     environment = {
         **os.environ,
@@ -40,5 +40,5 @@ def test_the_cases_reach_the_kernels_lines(tmp_path):
         lines = counts[file.name]
         missed = sorted(number for number, count in lines.items() if count == 0)
         share = 1 - len(missed) / len(lines)
-        print(f"{file.name}: {share:.1%} of {len(lines)} lines; not reached: {missed}")
+        record_property(file.name, f"{share:.1%} of {len(lines)} lines; not reached: {missed}")
         assert share >= LEAST, f"{file.name}: not reached: {missed}"
