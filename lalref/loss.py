@@ -80,7 +80,7 @@ class LocallyAdaptiveLoss(Options):
     class_weight : sequence of C floats, optional
         Finite and not negative; a class of weight 0 has no windows of its own.
     reduction : {"mean", "sum", "none"}
-        (8) with B = sum(omega) or 1, or the map omega ell (10).
+        Divide by the sum of the weights or by nothing, equation (8), or return the map omega ell, (10).
     axis : int, default 1
         Where the logits have their class axis; -1 for channels-last.
     empty : {"zero", "nan", "raise"}

@@ -178,6 +178,12 @@ def jvp(logits: Any, labels: Any, tangent: Any, **options: Any) -> Truth:
     """The loss and its derivative along the tangent, an array like logits.
 
     Parameters, errors: as for `value`. Returns a `Truth` with ``value``, ``value_dot`` and ``tied``.
+
+    Examples
+    --------
+    >>> truth = jvp([[0.0, 0.0]], [1], [[1.0, 0.0]])
+    >>> float(truth.value_dot)
+    0.5
     """
     return _value(Problem(logits, labels, options, tangent), terms=2)
 
@@ -187,6 +193,12 @@ def hvp(logits: Any, labels: Any, tangent: Any, *, grad_output: Any = 1.0, **opt
 
     Parameters, errors: as for `value`. Returns a `Truth` with ``value``, ``value_dot``, ``grad``,
     ``grad_dot`` and ``tied``.
+
+    Examples
+    --------
+    >>> truth = hvp([[0.0, 0.0]], [1], [[1.0, 0.0]])
+    >>> [float(g) for g in truth.grad_dot[0]]
+    [0.25, -0.25]
     """
     problem = Problem(logits, labels, options, tangent)
     result = _value(problem, terms=2)
@@ -234,6 +246,14 @@ def stages(logits: Any, labels: Any, **options: Any) -> Stages:
     """Group sizes, divisors, merged vectors (or probabilities) and losses of all windows, as balls.
 
     Parameters, errors: as for `value`. A class excluded by -inf has the merged score -inf.
+
+    Examples
+    --------
+    >>> maps = stages([[[0.0, 2.0], [0.0, 0.0]]], [[0, 0]], sigma=None)  # two pixels of class 0
+    >>> maps.group_size
+    array([[2, 2]])
+    >>> [float(z) for z in maps.merged[0, :, 0]]  # the mean of (0, 0) and (2, 0)
+    [1.0, 0.0]
     """
     problem = Problem(logits, labels, options)
 
