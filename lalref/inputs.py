@@ -41,7 +41,8 @@ class Problem:
     logits : (N, C, *S), native byte order, the caller's dtype
     labels : (N, *S) int32, or int8 where it will do: 0..C-1 a class, -1 ignored, C out of range (its windows are NaN)
     valid : (N, *grid) bool, the windows that exist
-    weights : (N, *grid) float64, their weights, 0 elsewhere; None where every window weighs 1
+    weights : (N, *grid) float64, their weights, NaN one that isn't allowed (check=False), 0 elsewhere; None
+        where every window weighs 1
     """
 
     xp: Namespace
@@ -144,7 +145,7 @@ def prepare(logits: Array, labels: Array, pixel_weight: Array | None, options: O
     valid, weights = y_grid >= 0, None
     if options.class_weight is not None or pixel_weight is not None:
         omega = _weights(xp, y, pixel_weight, want, options)[grid]
-        valid = valid & (omega > 0)
+        valid = valid & (omega != 0)
         weights = xp.where(valid, omega, 0.0)
     if options.empty == "raise":
         some = known(xp.any(valid))
@@ -332,5 +333,7 @@ def _weights(
                     f"pixel_weight must be finite and >= 0 where labels are not ignored; "
                     f"{int(wrong.sum())} are not, first {float(_to_numpy(weight)[first])} at {first}"
                 )
+        else:  # never a plausible number
+            weight = xp.where((weight >= 0) & (weight < math.inf), weight, math.nan)
         omega = omega * weight
     return xp.where(y >= 0, omega, 0.0)

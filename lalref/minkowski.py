@@ -65,6 +65,7 @@ class Parts:
 def parts(ell: Array, omega: Array, valid: Array, options: Options) -> Parts:
     """Sum up the window losses `ell` with weights `omega`, all of shape (N, *grid)."""
     xp, ell_wide = _widen(ell)
+    ell_wide = xp.where(xp.isnan(omega), math.nan, ell_wide)  # a weight that isn't allowed, check=False
     maximum = xp.max(ell_wide) if math.prod(ell.shape) else xp.sum(ell_wide)  # ell = 0 where not valid
     found = Parts(
         maximum, maximum, xp.sum(omega), xp.sum(xp.astype(valid, xp.int32)), options, dtype_name(ell.dtype)
@@ -147,7 +148,7 @@ def shares(ell: Array, omega: Array, total: Parts) -> Array:
         mean = (total.power_sum / _divisor(total)) ** (1 / p)
         share = _powers(ell_wide, omega, total, p - 1) / total.power_sum * mean
     finite = xp.where(total.maximum == 0, xp.zeros_like(share), share)
-    return xp.where(omega > 0, xp.where(xp.isfinite(total.maximum), finite, math.nan), xp.zeros_like(share))
+    return xp.where(omega != 0, xp.where(xp.isfinite(total.maximum), finite, math.nan), xp.zeros_like(share))
 
 
 def shares_dot(
@@ -175,7 +176,7 @@ def _powers(ell: Array, omega: Array, total: Parts, exponent: float) -> Array:
         return xp.where(ell >= (1 - 16 * epsilon(total.dtype)) * total.maximum, omega, zero)
     safe = xp.where(total.maximum == 0, 1.0, total.maximum)
     r = xp.where(ell == math.inf, xp.ones_like(ell), ell / safe)
-    moving = (omega > 0) & (r != 0)  # keeps 0^(exponent - 2), which may be inf, out of second derivatives
+    moving = (omega != 0) & (r != 0)  # keeps 0^(exponent - 2), which may be inf, out of second derivatives
     return xp.where(moving, omega * xp.where(moving, r, xp.ones_like(r)) ** exponent, zero)
 
 

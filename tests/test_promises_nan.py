@@ -17,7 +17,7 @@ from samples import (
     same_bits,
 )
 
-from lalref import LocallyAdaptiveLoss, lal_hvp, lal_jvp, lal_loss, lal_value_and_grad
+from lalref import LocallyAdaptiveLoss, combine, lal_hvp, lal_jvp, lal_loss, lal_value_and_grad
 from lalref.engines import pooling
 from lalref.oracle.inputs import VOID, eighths
 
@@ -141,6 +141,43 @@ def test_a_pixel_of_weight_0_is_still_its_neighbours_neighbour(engine, space):
     assert value == right
     assert grad[..., 1].all()
     assert not grad[..., 2].any()
+
+
+@each_engine
+@each_space
+@pytest.mark.parametrize("p", [1, 2.5, 5, INF])
+@pytest.mark.parametrize("bad", [NAN, -1.0, INF, -INF], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_an_unchecked_weight_that_is_not_allowed_is_nan_and_never_leaves_its_window_out(
+    engine, space, p, bad, reduction
+):
+    """With check=False, as for labels; one at an ignored pixel is still not read."""
+    options = {"space": space, "p": p, "reduction": reduction, "engine": engine, **KERNEL_3}
+    at = np.zeros(Y.shape, bool)
+    at[0, 2, 2] = True
+    assert Y[0, 2, 2] != VOID
+    void = spoilt(OMEGA, Y == VOID, bad)
+    right = lal_value_and_grad(X, Y, pixel_weight=OMEGA, **options)
+    assert all(map(same_bits, lal_value_and_grad(X, Y, pixel_weight=void, check=False, **options), right))
+    omega = spoilt(void, at, bad)
+    value, grad = lal_value_and_grad(X, Y, pixel_weight=omega, check=False, **options)
+    grad = np.moveaxis(grad, 1, -1)
+    assert same_bits(lal_loss(X, Y, pixel_weight=omega, check=False, **options), value)
+    assert not grad[Y == VOID].any()
+    assert np.isnan(grad[reached(at)]).all()
+    if reduction == "none":
+        assert (np.isnan(value) == at).all()
+        return
+    assert np.isnan(value)
+    loss = LocallyAdaptiveLoss(check=False, **options)
+    total = combine(*(loss.parts(X[i : i + 1], Y[i : i + 1], pixel_weight=omega[i : i + 1]) for i in (0, 1)))
+    assert np.isnan(total.value)
+    if p > 1:
+        weighed = OMEGA > 0
+        assert np.isnan(grad[reached((weighed & (Y != VOID)) | at)]).all()
+    if engine == "array":
+        del options["engine"]
+        assert np.isnan(lal_jvp(X, Y, V, pixel_weight=omega, check=False, **options)).all()
 
 
 # ---- how far NaN reaches --------------------------------------------------------------------------

@@ -33,13 +33,13 @@ def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) ->
     blocks = [(i, min(i + _SUM_BLOCK, flat.size)) for i in range(0, flat.size, _SUM_BLOCK)]
     tops = _gather(lambda block: maps.largest_of(flat, *block), blocks)
     maximum = float(np.max(tops)) if blocks else 0.0
-    if not _integer_power(options, maximum):
+    weight = np.float64(np.count_nonzero(valid)) if omega is None else np.sum(omega)
+    if not _integer_power(options, maximum) or not weight < math.inf:
         weights = omega if omega is not None else valid.astype(np.float64)
         return minkowski.parts(ell, weights, valid, options)
     w = flat_view(omega) if omega is not None else flat_view(np.empty(0))
     sums = _gather(lambda block: maps.power_sum(flat, w, 1 / maximum, int(options.p), *block), blocks)
     count = np.count_nonzero(valid)
-    weight = np.float64(count) if omega is None else np.sum(omega)
     return Parts(np.float64(maximum), np.sum(sums), weight, np.int64(count), options, ell.dtype.name)
 
 
