@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
@@ -26,7 +27,7 @@ from experiments.digits.training import METHODS, scenes
 BASELINE = "ce"
 MODEL_TITLES = {"unet": "U-Net", "linear": "linear model"}
 SCORE_TITLES = {"miou": "mIoU", "boundary_f": "boundary F"}
-COLOURS = ListedColormap(["#202020", *(f"C{d}" for d in range(10))])
+COLOURS = ListedColormap(["#202020", *colormaps["tab10"].colors])  # ten, whatever the reader's own style
 
 
 def scores(results: Results, model: str, method: str, which: str) -> np.ndarray:
