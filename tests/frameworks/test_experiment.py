@@ -178,8 +178,7 @@ def test_the_report_is_made_from_the_results_alone(whole, tmp_path):
         [s.miou for r, s in whole[1].items() if (r.model, r.method, r.stage) == ("linear", "ce", "final")]
     )
     assert f"| cross-entropy | {mean:.1f} ±" in text
-    report.write_report(whole[0], page)
-    assert page.read_text() == text
+    assert report.filled_in(text, report.tables(whole[0])) == text
     assert {each.name for each in (tmp_path / "images").iterdir()} == {
         "experiment-masks.png",
         "experiment-scores.png",
