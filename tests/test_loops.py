@@ -32,6 +32,7 @@ from lalref.engines import (
     loops_kernels,
     loops_maps,
     loops_math,
+    loops_probability,
     loops_stage3,
     loops_threads,
 )
@@ -251,8 +252,8 @@ def _python(code, cwd=None, **environment):
 def test_importing_the_package_imports_no_numba_and_the_engine_compiles_nothing():
     code = (
         "import sys, lalref; assert 'numba' not in sys.modules\n"
-        "from lalref.engines import loops_kernels as k, loops_maps as m\n"
-        "assert not any(f.signatures for f in (k.forward, k.backward, m.power_sum, m.pool_probability))"
+        "from lalref.engines import loops_kernels as k, loops_maps as m, loops_probability as q\n"
+        "assert not any(f.signatures for f in (k.forward, k.backward, m.power_sum, q.pool_probability))"
     )
     done = _python(code)
     assert done.returncode == 0, done.stderr
@@ -338,7 +339,10 @@ def test_compiled_code_is_kept_only_while_no_room_of_the_engine_changes(tmp_path
     (tmp_path / "loops_pool.py").write_text("# changed\n")
     assert loops_cache.sources_digest(tmp_path) != loops_cache.STAMP
     kept = [
-        f for module in (loops_kernels, loops_maps) for f in vars(module).values() if hasattr(f, "_cache")
+        f
+        for module in (loops_kernels, loops_maps, loops_probability)
+        for f in vars(module).values()
+        if hasattr(f, "_cache")
     ]
     kept = [f for f in kept if hasattr(f._cache, "_cache_file")]
     assert len(kept) >= 7

@@ -1,11 +1,11 @@
 """The numba engine: stages 1 and 2 fused into loops over rows, for NumPy arrays of up to 3 spatial axes.
 
 Read downwards: the engine's functions, then `Problem`, which brings a call into the shape that the kernels take;
-`loops_geometry` sets them to work, `loops_stage3` is stage 3. The kernels are `loops_kernels` (image sized) and
-`loops_maps` (one number a pixel); pooling is `loops_plan` and `loops_pool`, stage 2 `loops_softmax`, what margins are
-measured from `loops_margins`, rows `loops_rows`, lanes are `loops_type`, `loops_lanes` and `loops_math`, threads
-`loops_threads`. Everything is compiled on first use and kept on disk (`loops_cache`); importing this module compiles
-nothing.
+`loops_geometry` sets them to work, `loops_stage3` is stage 3. The kernels are `loops_kernels` (image sized),
+`loops_probability` (probability space) and `loops_maps` (stage 3); pooling is `loops_plan` and `loops_pool`, stage 2
+`loops_softmax`, what margins are measured from `loops_margins`, rows `loops_rows`, lanes are `loops_type`,
+`loops_lanes` and `loops_math`, threads `loops_threads`. Everything is compiled on first use and kept on disk
+(`loops_cache`); importing this module compiles nothing.
 
 Logits that are not of the working dtype, or whose elements don't lie a whole number of elements apart, are
 converted band by band, with the rows around that a band's windows reach.
@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from lalref.engines import loops_maps as maps
+from lalref.engines import loops_probability as probability
 from lalref.engines.loops_cache import first_call
 from lalref.engines.loops_geometry import Geometry, flat_labels, flat_view, round_up
+from lalref.engines.loops_lanes import LANES
 from lalref.engines.loops_margins import typical_margins
 from lalref.engines.loops_rows import Image, Labels, Task
 from lalref.engines.loops_stage3 import parts_of, shares
@@ -122,6 +123,10 @@ class Problem:
         if options.space == "probabilities":
             self.geometry = Geometry((0, 0, 0), np.ones(1), self.pixels, False, self.working)
             self.members = flat_view(labels >= 0)
+            self.pooling = Geometry(self.radii, self.weight, self.image, self.by_count, np.float64)
+            self.pooling.most_classes = (
+                LANES  # never by cell: three channels are few, and sums keep their order
+            )
         else:
             self.geometry = Geometry(self.radii, self.weight, self.image, self.by_count, self.working)
         mean = not self.by_count or (self.weight == 1).all()
@@ -146,9 +151,11 @@ class Problem:
         log_u = np.negative(nll, out=nll)
         log_pooled = np.zeros(self.map_shape)
         u, o, to, pooled = flat_view(log_u), flat_view(off), ell.reshape(-1), log_pooled.reshape(-1)
-        call = (self.radii, self.weight, self.log_weight, self.by_count, to, pooled)
+        of = self.pooling
+        window = (of.window, of.counted, of.by_count, of.unit, of.ring(self.image.W), of.most_classes)
+        call = (u, o, *window, self.radii, self.weight, self.log_weight, to, pooled)
         run(
-            lambda task: maps.pool_probability(task, self.image, self.y, self.valid, u, o, *call),
+            lambda task: probability.pool_probability(task, self.image, self.y, self.valid, *call),
             self._bands(),
         )
         return ell, log_u, log_pooled
@@ -220,17 +227,11 @@ class Problem:
         if log_u is None or log_pooled is None:
             return self.valid, flat_view(g)
         R = np.zeros(log_u.shape, self.working)
-        to, u = R.reshape(-1), flat_view(log_u)
-        call = (
-            flat_view(ell),
-            flat_view(log_pooled),
-            flat_view(g.astype(np.float64)),
-            u,
-            self.radii,
-            self.weight,
-            self.log_weight,
-        )
-        run(lambda task: maps.receive(task, self.image, self.y, self.valid, *call, to), self._bands())
+        of = self.pooling
+        maps = (flat_view(ell), flat_view(log_pooled), flat_view(g.astype(np.float64)), flat_view(log_u))
+        window = (of.window, of.unit, of.ring(self.image.W), of.most_classes)
+        call = (*maps, *window, self.radii, self.weight, self.log_weight, R.reshape(-1))
+        run(lambda task: probability.receive(task, self.image, self.y, self.valid, *call), self._bands())
         return flat_view(R != 0), flat_view(R)
 
     def _cut(self, task: Task, more: int, image: Image) -> tuple[int, Array, Image]:

@@ -35,7 +35,7 @@ from lalref.engines.loops_softmax import cross_entropy_row, typical_of
 
 
 @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def _new_plan(ring, blocks, most_classes):
+def new_plan(ring, blocks, most_classes):
     entries = blocks * (most_classes + 1)
     return Plan(
         np.empty(entries, np.int32),
@@ -49,7 +49,7 @@ def _new_plan(ring, blocks, most_classes):
 
 
 @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def _new_scratch(x, ring, window):
+def new_scratch(x, ring, window):
     """Room for every U_t of a whole row and the sums of a column's shells, see `loops_pool`."""
     return np.empty((window.reach + 1) * ring.width + 4 * len(window.shell) * LANES, x.dtype)
 
@@ -96,8 +96,8 @@ def forward(
     z = np.zeros((C + 1) * width, ell.dtype)
     ell_row = np.empty(width, ell.dtype)
     off_row = np.empty(width if len(off) > 0 else 0, ell.dtype)
-    scratch = _new_scratch(ell, ring, counted)
-    plan = _new_plan(ring, blocks, most_classes)
+    scratch = new_scratch(ell, ring, counted)
+    plan = new_plan(ring, blocks, most_classes)
     rows = np.empty(len(window.row_a), np.int64)
     counted_rows = np.empty(len(counted.row_a), np.int64)
     margins = typical[task.n]
@@ -193,8 +193,8 @@ def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_b
     centres = np.full(width, -1, np.int32)  # of pixels, which receive
     z = np.zeros(channels * width, x_bar.dtype)
     g_row = np.zeros(width, x_bar.dtype)
-    scratch = _new_scratch(x_bar, ring, window)
-    plan = _new_plan(ring, blocks, most_classes)
+    scratch = new_scratch(x_bar, ring, window)
+    plan = new_plan(ring, blocks, most_classes)
     rows = np.empty(len(window.row_a), np.int64)
     nobody = spread(np.int32(-1))
     radius = ring.planes // 2
