@@ -198,6 +198,10 @@ __device__ void pool_kind(const Call& call, const Map& in, const Place& p, int k
     }
 }
 
+// How far a window may reach for its own pixel to be the one that others are compared with: in larger ones a pixel
+// unlike the others weighs little, and would cost them their digits.
+constexpr int FEW = 3;
+
 // z = A (u - near) for G channels at once, `near` being a number of the group's own that the source names: 0, or for
 // logits one of them. Every thread of a block must come here; the tile's classes decide how.
 template <typename T, int G, typename Source>
@@ -206,7 +210,7 @@ __device__ void pool(const Call& call, const Map& out, const Map& in, const Plac
     const int count = call.most > 0 ? p.kinds[0] : -1;
     if (count < 0) {
         if (p.label < 0) return;
-        u.stay_near(p.a * out.step_h, p.b * out.step_w);
+        if (max(call.reach_h, call.reach_w) <= FEW) u.stay_near(p.a * out.step_h, p.b * out.step_w);
         for (int g = 0; g < G; ++g) near[g] = u.near(g);
         pool_cells<T, G>(call, out, in, p, u, weight, z);
     } else
@@ -214,6 +218,7 @@ __device__ void pool(const Call& call, const Map& out, const Map& in, const Plac
             const Kind kind{p.kinds[k]};
             const int row = kind.thread() / blockDim.x, column = kind.thread() % blockDim.x;
             u.stay_near(p.a - threadIdx.y + row, p.first_b + column);
+            u.agree(p.label == kind.label(), p.a, p.b);
             if (p.label == kind.label())
                 for (int g = 0; g < G; ++g) near[g] = u.near(g);
             pool_kind<T, G>(call, in, p, kind.label(), u, weight, sums, z);
@@ -241,11 +246,21 @@ template <typename X, typename T, int G> struct Logits {
             from[g] = is_finite(v) ? v : T(0);
         }
     }
+    // A pixel unlike the others of its class would cost them their digits: where any in the tile lies far from it,
+    // they are pooled as they are. Every thread of the block comes here, `mine` if its pixel (a, b) is of the class.
+    __device__ void agree(bool mine, int a, int b) {
+        if (apart)
+            for (int g = 0; g < G; ++g) {
+                const T v = mine ? logit(g, a, b) : T(0);
+                if (__syncthreads_count(mine && is_finite(v) && fabs(v - from[g]) > fabs(v) + 1) > 0) from[g] = 0;
+            }
+    }
     __device__ T near(int g) const { return from[g]; }
     __device__ T operator()(int g, int a, int b) const { return logit(g, a, b) - from[g]; }
 };
 template <typename T> struct AsItIs {
     __device__ void stay_near(int, int) {}
+    __device__ void agree(bool, int, int) {}
     __device__ T near(int) const { return 0; }
 };
 template <typename T> struct Planes : AsItIs<T> {

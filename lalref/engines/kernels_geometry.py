@@ -17,6 +17,7 @@ from lalref.options import Options
 MOST_AXES, MOST_REACH = 2, 4095  # spatial axes; pixels that a window reaches on each side
 SHARED_MEMORY = 48 << 10  # bytes a block, on every device without asking
 SCRATCH = 32 << 20  # bytes at most for the divided gradient on its way: less than the L2 cache of an H100
+CHANNELS = 2  # pooled at a time: with 4 a thread of `slopes` would take more registers than two blocks leave it
 TILE, WIDE_TILE = (32, 8), (256, 1)  # columns and rows of a block, one thread each
 MOST_KINDS = 8  # classes of one tile that are pooled one by one
 MOST_LABELS = 1 << 23  # that a Kind of kernels.cu, a label beside 8 bits, can tell apart
@@ -80,7 +81,7 @@ class Geometry:
         by_kind = options.strides(len(S)) == (1,) * len(S) and C < MOST_LABELS
         most = _most_kinds(r_h, r_w) if by_kind else 0
         wide = most > 0 and r_w > 3
-        block, channels = WIDE_TILE if wide or H == 1 else TILE, 2 if wide else 4
+        block, channels = WIDE_TILE if wide or H == 1 else TILE, CHANNELS
         spans = [_span(each, block, channels, dtype.itemsize) for each in (call, full)]
         call["span"], full["span"] = spans
         call["most"] = full["most"] = most if min(spans) > 0 else 0

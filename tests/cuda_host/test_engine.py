@@ -76,6 +76,18 @@ def test_every_way_to_pool_agrees_with_the_array_engine(labels, window, space, s
     np.testing.assert_allclose(grad, right_grad, rtol=1e-11, atol=1e-14 * abs(right_grad).max())
 
 
+@pytest.mark.parametrize("far", [-30.0, 1000.0, -1e6, 1e30])
+@pytest.mark.parametrize("kernel_size", [5, 15, 31])
+def test_a_pixel_unlike_the_others_of_its_tile_costs_other_windows_no_digits(kernel_size, far):
+    x, y = eighths((1, 3, 16, 64), 14).astype(np.float32) / 7, np.zeros((1, 16, 64), int)
+    x[0, 1, 7::8, 31::32] = far  # the last of each tile, which `list_kinds` names
+    options = {"kernel_size": kernel_size, "sigma": None, "reduction": "none"}
+    with on_host():
+        value = lalref.lal_loss(x, y, **options)
+    right = lalref.lal_loss(x.astype(np.float64), y, engine="array", **options)
+    np.testing.assert_allclose(value, right, rtol=4e-7, atol=4e-7)
+
+
 def test_rounds_of_column_sums_that_do_not_fit_into_shared_memory_at_once(monkeypatch):
     monkeypatch.setattr(kernels_geometry, "SHARED_MEMORY", 20 << 10)
     x, y = eighths((1, 3, 12, 40), 7), LABELS["blobs"][:1, :12].repeat(2, 2)[:, :, :40]
