@@ -17,7 +17,7 @@ from lalref.options import Options
 MOST_AXES, MOST_REACH = 2, 4095  # spatial axes; pixels that a window reaches on each side
 SHARED_MEMORY = 48 << 10  # bytes a block, on every device without asking
 SCRATCH = 32 << 20  # bytes at most for the divided gradient on its way: less than the L2 cache of an H100
-CHANNELS = 2  # pooled at a time: with 4 a thread of `slopes` would take more registers than two blocks leave it
+CHANNELS = 2  # pooled at a time; with 4 `slopes` takes more registers than two blocks leave it
 TILE, WIDE_TILE = (32, 8), (256, 1)  # columns and rows of a block, one thread each
 MOST_KINDS = 8  # classes of one tile that are pooled one by one
 MOST_LABELS = 1 << 23  # that a Kind of kernels.cu, a label beside 8 bits, can tell apart
