@@ -22,6 +22,8 @@ from lalref.bench.contestants import CONTESTANTS, CROSS_ENTROPY, OURS, Call, Con
 
 Array = Any
 
+PAUSE = 0.03  # seconds before each call: for a while OpenMP threads spin, on a core that the next contestant needs
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -129,6 +131,7 @@ def _rounds(calls: dict[str, Call], seconds: float, tell: Callable[[str], None])
             if times[name] and sum(times[name]) > share and len(times[name]) >= 3:
                 continue
             tell(f"round {turn}: {name}")
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
