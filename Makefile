@@ -24,8 +24,9 @@ test: $(VENV)/ready ## all tests that need no framework
 test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorFlow, in an environment of their own
 	$(VENV_FRAMEWORKS)/bin/python -m pytest -n 2 tests/frameworks tests/test_documents.py
 
-test-cuda-host: $(VENV_CUDA)/ready ## the GPU kernels: run on the CPU, and compiled for three GPUs
+test-cuda-host: ## the GPU kernels: run on the CPU, and compiled for three GPUs
 	@command -v g++ > /dev/null || { echo "skipped: test-cuda-host needs g++, and there is none here. On Debian and Ubuntu: apt install g++"; exit 0; }; \
+	$(MAKE_COMMAND) --no-print-directory $(VENV_CUDA)/ready && \
 	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
 	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py
 
