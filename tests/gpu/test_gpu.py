@@ -9,7 +9,7 @@ from lalref.bench.gpu import no_device
 from lalref.engines.kernels import MOST_AXES
 from lalref.oracle import golden
 from lalref.oracle.cases import CASES
-from lalref.oracle.inputs import blobs, eighths
+from lalref.oracle.inputs import VOID, blobs, eighths, scattered
 from lalref.oracle.units import error_unit
 from lalref.oracle.verify import in_units
 
@@ -48,6 +48,17 @@ def test_the_same_bits_on_every_run(cupy, space, kernel_size):
     for _ in range(5):
         again = lalref.lal_value_and_grad(x, y, space=space, kernel_size=kernel_size)
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 3, 3, 4, 5)])
+def test_the_array_engine_gives_numpy_s_answers_on_the_device(cupy, shape):
+    x, v, y = eighths(shape, 4), eighths(shape, 5), scattered((shape[0], *shape[2:]), 6, 3, VOID)
+    there = [cupy.asarray(a) for a in (x, y, v)]
+    for call, count in ((lalref.lal_value_and_grad, 2), (lalref.lal_jvp, 3), (lalref.lal_hvp, 3)):
+        right = call(*(x, y, v)[:count], engine="array")
+        found = call(*there[:count], engine="array")
+        for a, b in zip(found, right, strict=True):
+            np.testing.assert_allclose(a.get(), b, rtol=1e-11, atol=1e-14)
 
 
 def test_auto_is_this_engine_for_cupy_arrays(cupy):
