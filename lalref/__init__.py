@@ -9,8 +9,9 @@ from importlib import metadata as _metadata
 from types import ModuleType as _ModuleType
 
 from lalref.functions import lal_hvp, lal_jvp, lal_loss, lal_value_and_grad
-from lalref.loss import Inspection, LocallyAdaptiveLoss
+from lalref.loss import LocallyAdaptiveLoss
 from lalref.minkowski import Parts, combine
+from lalref.steps import Inspection
 
 try:
     __version__ = _metadata.version("lalref")

@@ -1,7 +1,8 @@
 """The front door: `LocallyAdaptiveLoss`, from checked arrays through an engine to stage 3.
 
 Options are checked in `lalref.options`, arrays in `lalref.inputs`; they are worked on in `lalref.engines` and
-pooled in `lalref.minkowski`. This room only says in which order: no arithmetic of the loss may come in.
+pooled in `lalref.minkowski`; what several calls share is in `lalref.steps`. This room only says in which order: no
+arithmetic of the loss may come in.
 """
 
 from __future__ import annotations
@@ -11,46 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lalref import minkowski
-from lalref.arrays import Array, as_scalar, dtype_name, namespace, quiet, wide_dtype, working_dtype
+from lalref import minkowski, steps
+from lalref.arrays import Array, as_scalar, dtype_name, namespace, quiet
 from lalref.engines import choose
 from lalref.inputs import Problem, prepare
 from lalref.minkowski import Parts
 from lalref.options import Options
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Cache:
-    """What `LocallyAdaptiveLoss.forward` keeps for `backward`: the checked call and stage 3's small maps."""
-
-    problem: Problem
-    ell: Array
-    total: Parts
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Inspection:
-    """The maps behind one value, each on the stride grid and 0 where no window is valid.
-
-    Attributes
-    ----------
-    group_size : (N, *grid) int32
-        abs(G_p), how many pixels the window reads.
-    divisor : (N, *grid)
-        D_p of equation (7).
-    merged : (N, C, *grid)
-        The merged vectors z_p of equation (4); with space="probabilities" the merged distributions.
-    window_loss : (N, *grid)
-        ell_p.
-    share : (N, *grid) float64
-        The derivative of the value with respect to each ell_p, equation (11).
-    """
-
-    group_size: Array
-    divisor: Array
-    merged: Array
-    window_loss: Array
-    share: Array
+from lalref.steps import Cache, Inspection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -111,11 +79,11 @@ class LocallyAdaptiveLoss(Options):
     """
 
     def __call__(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Array:
-        """Return the loss, as `lal_loss` does."""
+        """Return the loss: equations (1) to (10). Arguments, result and errors are those of `lalref.lal_loss`."""
         problem = prepare(logits, labels, pixel_weight, self)
         with quiet(problem.xp):
             if self.engine == "definition":
-                return _by_definition(problem, logits, labels, pixel_weight)
+                return steps.by_definition(problem, logits, labels, pixel_weight)
             ell = _window_losses(problem, "loss")
             if self.reduction == "none":
                 return problem.xp.astype(problem.omega * ell, ell.dtype)
@@ -130,10 +98,34 @@ class LocallyAdaptiveLoss(Options):
         grad_output: float | Array = 1.0,
         total: Parts | None = None,
     ) -> tuple[Array, Array]:
-        """Return the loss and its gradient, as `lal_value_and_grad` does.
+        """Return the loss and its gradient: equations (11) to (14).
 
-        With ``total``, the `combine`-d parts of a whole, the value is the whole's, and the gradient that of
-        the whole's value with respect to these logits.
+        Parameters
+        ----------
+        logits, labels, pixel_weight, grad_output
+            As for `lalref.lal_value_and_grad`.
+        total : Parts, optional
+            The `combine`-d parts of a whole: the value is then the whole's, and the gradient that of the whole's
+            value with respect to these logits.
+
+        Returns
+        -------
+        value, grad
+            As `lalref.lal_value_and_grad` returns them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `lalref.lal_loss`, and where `total` belongs to another loss, library or dtype.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from lalref import LocallyAdaptiveLoss, combine
+        >>> loss, x, y = LocallyAdaptiveLoss(), np.array([[[1.0], [0.0]], [[0.0], [1.0]]]), np.array([[0], [0]])
+        >>> whole = combine(loss.parts(x[:1], y[:1]), loss.parts(x[1:], y[1:]))
+        >>> loss.value_and_grad(x[1:], y[1:], total=whole)[0] == loss(x, y)
+        np.True_
         """
         problem = self._prepare_with(total, logits, labels, pixel_weight)
         engine = choose(problem, "gradient")
@@ -152,7 +144,11 @@ class LocallyAdaptiveLoss(Options):
     def forward(
         self, logits: Array, labels: Array, *, pixel_weight: Array | None = None, total: Parts | None = None
     ) -> tuple[Array, Cache]:
-        """Return the loss and what `backward` needs; the arrays must stay as they are until then."""
+        """Return the loss and what `backward` needs; the arrays must stay as they are until then.
+
+        Arguments, value and errors are those of `value_and_grad`. The cache is of no interest but to `backward`,
+        which takes it as often as wanted.
+        """
         return self._forward(self._prepare_with(total, logits, labels, pixel_weight), total)
 
     def _prepare_with(
@@ -182,10 +178,36 @@ class LocallyAdaptiveLoss(Options):
         return value, Cache(problem, ell, total)
 
     def backward(self, cache: Cache, grad_output: float | Array = 1.0) -> Array:
-        """Return the gradient with respect to the logits, times `grad_output`."""
+        """Return the gradient with respect to the logits, times `grad_output`: equations (11) to (14).
+
+        Parameters
+        ----------
+        cache : Cache
+            What `forward` of this loss returned.
+        grad_output : float, 0-d array, or for reduction="none" an array like the map
+
+        Returns
+        -------
+        array (N, C, *S)
+            In the dtype of the logits, exactly 0 where no valid window reads.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `grad_output` is of a dtype or shape that isn't allowed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from lalref import LocallyAdaptiveLoss
+        >>> loss = LocallyAdaptiveLoss()
+        >>> value, cache = loss.forward(np.zeros((1, 2, 1)), np.array([[0]]))
+        >>> loss.backward(cache, grad_output=2.0)[0, :, 0]
+        array([-1.,  1.])
+        """
         problem = cache.problem
         with quiet(problem.xp):
-            g = problem.xp.astype(_upstream(problem, cache, grad_output), cache.ell.dtype)
+            g = problem.xp.astype(steps.ell_bar(problem, cache, grad_output), cache.ell.dtype)
             engine = choose(problem, "gradient")
             grad = engine.window_losses_vjp(
                 _engine_logits(problem, engine), problem.labels, problem.valid, self, g
@@ -195,7 +217,7 @@ class LocallyAdaptiveLoss(Options):
     def jvp(
         self, logits: Array, labels: Array, tangent: Array, *, pixel_weight: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return the loss and its derivative along `tangent`, as `lal_jvp` does."""
+        """Return the loss and its derivative along `tangent`, (15), as `lalref.lal_jvp` does: all is said there."""
         value, value_dot, *_ = self._forward_mode("jvp", logits, labels, tangent, pixel_weight)
         return value, value_dot
 
@@ -208,17 +230,17 @@ class LocallyAdaptiveLoss(Options):
         pixel_weight: Array | None = None,
         grad_output: float | Array = 1.0,
     ) -> tuple[Array, Array]:
-        """Return the gradient and its derivative along `tangent`, as `lal_hvp` does."""
+        """Return the gradient and its derivative along `tangent`, (16), as `lalref.lal_hvp` does: all is said there."""
         _, _, problem, cache, ell_dot, x_dot = self._forward_mode(
             "hvp", logits, labels, tangent, pixel_weight
         )
         xp, ell = problem.xp, cache.ell
         with quiet(xp):
-            g = _upstream(problem, cache, grad_output)
+            g = steps.ell_bar(problem, cache, grad_output)
             if self.reduction == "none":
                 g_dot = xp.zeros_like(g)
             else:
-                L, L_dot = minkowski.power_mean(cache.total), _value_dot(problem, cache, ell_dot)
+                L, L_dot = minkowski.power_mean(cache.total), steps.value_dot(problem, cache, ell_dot)
                 g_dot = minkowski.shares_dot(g, ell, ell_dot, L, L_dot, self)
             g, g_dot = (xp.astype(a, ell.dtype) for a in (g, g_dot))
             grads = choose(problem, "hvp").window_losses_hvp(
@@ -245,12 +267,14 @@ class LocallyAdaptiveLoss(Options):
             if self.reduction == "none":
                 value, value_dot = problem.omega * ell, problem.omega * ell_dot
             else:
-                value, value_dot = cache.total.value, _value_dot(problem, cache, ell_dot)
+                value, value_dot = cache.total.value, steps.value_dot(problem, cache, ell_dot)
             value, value_dot = (as_scalar(xp.astype(xp.asarray(a), ell.dtype)) for a in (value, value_dot))
         return value, value_dot, problem, cache, ell_dot, x_dot
 
     def inspect(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Inspection:
         """Return the maps behind the value: group sizes, divisors, merged vectors, losses and shares.
+
+        Arguments and errors are those of `lalref.lal_loss`; of the engines only "auto" and "array" keep maps.
 
         Examples
         --------
@@ -269,16 +293,18 @@ class LocallyAdaptiveLoss(Options):
             )
             size, D, merged, ell = maps
             total = minkowski.parts(ell, problem.omega, problem.valid, self)
-            share = _upstream(problem, Cache(problem, ell, total), 1.0)
+            share = steps.ell_bar(problem, Cache(problem, ell, total), 1.0)
         return Inspection(size, D, merged, ell, share)
 
     def parts(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Parts:
         """Return what these arrays contribute to the loss of a larger batch, for `combine`: equation (19).
 
+        Arguments are those of `lalref.lal_loss`; `value_and_grad` has an example.
+
         Raises
         ------
-        ValueError
-            With reduction="none", whose map needs no combining.
+        TypeError, ValueError
+            As `lalref.lal_loss`, and with reduction="none", whose map needs no combining.
         """
         if self.reduction == "none":
             raise ValueError(
@@ -306,39 +332,3 @@ def _window_losses(problem: Problem, call: Literal["loss", "gradient"]) -> Array
     return engine.window_losses(
         _engine_logits(problem, engine), problem.labels, problem.valid, problem.options
     )
-
-
-def _upstream(problem: Problem, cache: Cache, grad_output: float | Array) -> Array:
-    """The derivative of the result with respect to each ell, times grad_output; float64 (N, *grid)."""
-    xp, upstream = problem.xp, problem.upstream(grad_output)
-    none = problem.options.reduction == "none"
-    g = problem.omega if none else minkowski.shares(cache.ell, problem.omega, cache.total)
-    return xp.where(problem.valid, g * upstream, 0.0)
-
-
-def _value_dot(problem: Problem, cache: Cache, ell_dot: Array) -> Array:
-    """Equation (15), stage 3: sum of share times ell_dot, of windows that have a share; 0-d float64."""
-    xp = problem.xp
-    share = minkowski.shares(cache.ell, problem.omega, cache.total)
-    return xp.sum(xp.where(share != 0, share * xp.astype(ell_dot, wide_dtype(xp)), 0.0))
-
-
-def _by_definition(problem: Problem, logits: Array, labels: Array, pixel_weight: Array | None) -> Array:
-    from lalref import definition
-
-    xp, options = problem.xp, problem.options
-    if not isinstance(logits, np.ndarray):
-        raise ValueError(f'engine="definition" takes NumPy arrays; got {xp.__name__}: use engine="array"')
-    dtype = working_dtype(xp, logits.dtype)
-    value = definition.loss(
-        np.moveaxis(logits, options.axis, 1).astype(np.float64),
-        labels,
-        pixel_weight=pixel_weight,
-        **{
-            f.name: getattr(options, f.name)
-            for f in dataclasses.fields(options)
-            if f.name not in ("axis", "check", "engine")
-        },
-    )
-    shape = problem.omega.shape if options.reduction == "none" else ()  # an empty list has lost its axes
-    return as_scalar(np.asarray(value, dtype=np.float64).astype(dtype).reshape(shape))
