@@ -6,115 +6,70 @@ logit touches only the windows that read its pixel, so for each logit those wind
 out again, and stage 3 from all of them. A Hessian-vector product is read from the coefficient of t² by
 polarisation, e'Hv = (c2(v + e) - c2(v - e)) / 2.
 
-The proof: every number comes with a radius <= 2^-120 of itself; or, where its ball still holds 0 (a true
-zero, or terms that cancel), <= 2^-120 of the largest entry and also <= 2^-1194, which is 2^-120 of the
-smallest positive double. The working precision rises until that holds, for the numbers it does not yet
-hold for. Inputs are taken exactly: float16, bfloat16, float32 and float64 all are balls of radius 0.
+Every number comes with a radius <= 2^-120 of itself, or of the largest entry where it is a true zero or cancels:
+`lalref.proof` raises the working precision until that holds, for the numbers it does not yet hold for. Inputs are
+taken exactly: float16, bfloat16, float32 and float64 all are balls of radius 0.
 
 What may not come in: a derivative written by hand, anything of the engines or the front door, a float
 sum. The one convention is the tie at p = inf, equation (9): its windows share the gradient in proportion
 to omega, which `Truth.tied` says.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
-from flint import arb, ctx
+from flint import arb
 
 from .anynumber import Number, leading
-from .balls import Key, Problem, Run, TooCoarse
+from .balls import Key, Problem, Run
 from .definition import Position
-
-BITS = (256, 512, 1536, 3072, 6144, 12288)  # 1536 is enough for a true zero, the last for losses of e^-8000
-RELATIVE = 120  # radius <= 2^-120 of the number
-FLOOR = 1194  # 2^-1194 is 2^-120 of the smallest positive double
-NOTHING = 4096  # where no entry at all can be told from zero, all are < 2^-4096
-
-Balls = tuple[arb, ...]
+from .proof import BITS, Balls, arithmetic, prove
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Balls: `mid()` and `rad()` of each entry are a number and a proven bound of its error."""
+    """Balls: `mid()` and `rad()` of each entry are a number and a proven bound of its error.
 
-    value: Any  # arb; for reduction="none" an object array of them, shape (N, *grid)
+    Attributes
+    ----------
+    value, value_dot : arb, or for reduction="none" an object array (N, *grid) of them
+        The loss, and its derivative along the tangent; None where it was not asked for.
+    grad, grad_dot : object array of arb, shaped as the logits
+        The gradient, and its derivative along the tangent; None where it was not asked for.
+    tied : tuple
+        At p = inf the windows (n, *p) that share the maximum, where more than one does.
+    """
+
+    value: Any
     _: KW_ONLY
-    value_dot: Any = None  # like value
-    grad: Any = None  # object array of arb, in the logits' shape
-    grad_dot: Any = None  # object array of arb, in the logits' shape
-    tied: tuple[Position, ...] = ()  # p = inf: the windows (n, *p) that share the maximum, if any do
+    value_dot: Any = None
+    grad: Any = None
+    grad_dot: Any = None
+    tied: tuple[Position, ...] = ()
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What each window goes through, on the stride grid, exact 0 where not valid, for bisecting a port."""
+    """What each window goes through, on the stride grid, exact 0 where not valid, for bisecting a port.
 
-    group_size: Any  # (N, *grid) int64
-    D: Any  # (N, *grid) arb
-    merged: Any  # arb; (N, C, *grid): z_p; in probability space (N, *grid): the merged probability
-    ell: Any  # (N, *grid) arb
+    Attributes
+    ----------
+    group_size : int64 array (N, *grid)
+        abs(G_p).
+    D : object array (N, *grid) of arb
+        The divisor, equation (7).
+    merged : object array (N, C, *grid) of arb
+        z_p, equation (4); in probability space (N, *grid), the merged probability (6).
+    ell : object array (N, *grid) of arb
+        The window losses.
+    """
 
-
-# ---- proof ---------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _arithmetic(bits: int, terms: int) -> Iterator[None]:
-    """Balls of so many bits and series of so many terms, the caller's settings put back afterwards."""
-    before = ctx.prec, ctx.cap
-    ctx.prec, ctx.cap = bits, terms
-    try:
-        yield
-    finally:
-        ctx.prec, ctx.cap = before
-
-
-def _settled(ball: arb, floor: arb) -> bool:
-    radius = ball.rad()
-    return ball.is_finite() and bool(
-        radius * 2**RELATIVE <= ball.abs_lower() or (ball.contains(0) and radius <= floor)
-    )
-
-
-def _prove(
-    problem: Problem, keys: Callable[[Run], Iterable[Key]], entries: Callable[[Run, Key], Balls], terms: int
-) -> dict[Key, Balls]:
-    """The entries (one or more balls a key) at the precision at which each is settled."""
-    found: dict[Key, Balls] = {}
-    pending: list[Key] | None = None
-    for bits in BITS:
-        with _arithmetic(bits, terms):
-            try:
-                run = Run(problem)
-            except TooCoarse:
-                continue
-            pending = list(keys(run)) if pending is None else pending
-            found.update((key, entries(run, key)) for key in pending)
-            floors: list[arb] = []
-            known = False  # whether anything at all is told from zero, in this column or one before
-            for column in zip(*found.values(), strict=True):  # the values, then their tangents
-                most = max((b.abs_lower() for b in column if b.is_finite()), default=arb(0))
-                known = known or bool(most > 0)
-                floor = arb(2) ** -(FLOOR if known else NOTHING)
-                floors.append(min(floor, most * arb(2) ** -RELATIVE) if most > 0 else floor)
-            pending = [k for k in pending if not all(map(_settled, found[k], floors))]
-        if not pending:
-            return found
-    raise ArithmeticError(f"not proven with {BITS[-1]} bits: {pending}")
-
-
-def _coefficient(x: Number, k: int) -> arb:
-    return x[k] if hasattr(x, "coeffs") else arb(0)
-
-
-def _moving(run: Run) -> list[Key]:
-    """The logits (n, q, c) that a loss depends on; every other gradient entry is exactly 0."""
-    live = [(n, q) for (n, q), windows in run.reach.items() if not all(run.constant[i] for i in windows)]
-    return [(n, q, c) for n, q in live for c in range(run.problem.C) if not run.is_still(n, q, c)]
+    group_size: Any
+    D: Any
+    merged: Any
+    ell: Any
 
 
 # ---- the public functions ------------------------------------------------------------------------
@@ -152,9 +107,24 @@ def value(logits: Any, labels: Any, **options: Any) -> Truth:
 
 
 def value_and_grad(logits: Any, labels: Any, *, grad_output: Any = 1.0, **options: Any) -> Truth:
-    """The loss and its gradient, times grad_output (a scalar; a map where reduction is "none").
+    """The loss and its gradient, which no backward formula makes.
 
-    Parameters, errors: as for `value`. Returns a `Truth` with ``value``, ``grad`` and ``tied``.
+    Parameters
+    ----------
+    logits, labels, **options
+        As for `value`.
+    grad_output : float, or for reduction="none" a map (N, *grid)
+        What the gradient is multiplied by.
+
+    Returns
+    -------
+    Truth
+        With ``value``, ``grad`` and ``tied``.
+
+    Raises
+    ------
+    ValueError, ArithmeticError
+        As `value`.
 
     Examples
     --------
@@ -169,15 +139,29 @@ def value_and_grad(logits: Any, labels: Any, *, grad_output: Any = 1.0, **option
         n, q, c = key
         return (_coefficient(run.scalar(run.moved(n, q, c, 1), grad_output, run.reach[n, q]), 1),)
 
-    found = _prove(problem, _moving, entries, terms=2)
+    found = prove(problem, _moving, entries, terms=2)
     grad = problem.like_logits({key: balls[0] for key, balls in found.items()})
     return replace(result, grad=grad, tied=problem.tied)
 
 
 def jvp(logits: Any, labels: Any, tangent: Any, **options: Any) -> Truth:
-    """The loss and its derivative along the tangent, an array like logits.
+    """The loss and its derivative along the tangent.
 
-    Parameters, errors: as for `value`. Returns a `Truth` with ``value``, ``value_dot`` and ``tied``.
+    Parameters
+    ----------
+    logits, labels, **options
+        As for `value`.
+    tangent : array shaped as the logits
+
+    Returns
+    -------
+    Truth
+        With ``value``, ``value_dot`` and ``tied``.
+
+    Raises
+    ------
+    ValueError, ArithmeticError
+        As `value`.
 
     Examples
     --------
@@ -189,10 +173,24 @@ def jvp(logits: Any, labels: Any, tangent: Any, **options: Any) -> Truth:
 
 
 def hvp(logits: Any, labels: Any, tangent: Any, *, grad_output: Any = 1.0, **options: Any) -> Truth:
-    """The gradient and its derivative along the tangent, both times grad_output; shares at ties held fixed.
+    """The gradient and its derivative along the tangent; shares at ties of p = inf are held fixed.
 
-    Parameters, errors: as for `value`. Returns a `Truth` with ``value``, ``value_dot``, ``grad``,
-    ``grad_dot`` and ``tied``.
+    Parameters
+    ----------
+    logits, labels, tangent, **options
+        As for `jvp`.
+    grad_output : float, or for reduction="none" a map (N, *grid)
+        What both are multiplied by.
+
+    Returns
+    -------
+    Truth
+        With ``value``, ``value_dot``, ``grad``, ``grad_dot`` and ``tied``.
+
+    Raises
+    ------
+    ValueError, ArithmeticError
+        As `value`.
 
     Examples
     --------
@@ -208,7 +206,7 @@ def hvp(logits: Any, labels: Any, tangent: Any, *, grad_output: Any = 1.0, **opt
         up, down = (run.scalar(run.moved(n, q, c, move), grad_output, run.reach[n, q]) for move in (1, -1))
         return tuple((_coefficient(up, k) - _coefficient(down, k)) / 2 for k in (1, 2))
 
-    found = _prove(problem, _moving, entries, terms=3)
+    found = prove(problem, _moving, entries, terms=3)
     grad, grad_dot = (problem.like_logits({k: balls[i] for k, balls in found.items()}) for i in (0, 1))
     return replace(result, grad=grad, grad_dot=grad_dot, tied=problem.tied)
 
@@ -217,9 +215,9 @@ def _value(problem: Problem, terms: int) -> Truth:
     """Value, and with a tangent its derivative."""
     o = problem.options
     if o.reduction == "none":
-        found = _prove(problem, lambda run: [(i,) for i in range(len(run.windows))], _entry_of_map, terms)
+        found = prove(problem, lambda run: [(i,) for i in range(len(run.windows))], _entry_of_map, terms)
     else:
-        found = _prove(problem, lambda run: [()] if run.windows else [], _reduced, terms)
+        found = prove(problem, lambda run: [()] if run.windows else [], _reduced, terms)
     if not problem.windows and o.empty == "raise":
         raise ValueError("no valid window: every label is ignored or every weight is 0 (empty='raise')")
     values = []
@@ -242,10 +240,33 @@ def _reduced(run: Run, key: Key) -> Balls:
     return run.value(), _coefficient(run.scalar(run.ells), 1)
 
 
+def _coefficient(x: Number, k: int) -> arb:
+    return x[k] if hasattr(x, "coeffs") else arb(0)
+
+
+def _moving(run: Run) -> list[Key]:
+    """The logits (n, q, c) that a loss depends on; every other gradient entry is exactly 0."""
+    live = [(n, q) for (n, q), windows in run.reach.items() if not all(run.constant[i] for i in windows)]
+    return [(n, q, c) for n, q in live for c in range(run.problem.C) if not run.is_still(n, q, c)]
+
+
 def stages(logits: Any, labels: Any, **options: Any) -> Stages:
     """Group sizes, divisors, merged vectors (or probabilities) and losses of all windows, as balls.
 
-    Parameters, errors: as for `value`. A class excluded by -inf has the merged score -inf.
+    Parameters
+    ----------
+    logits, labels, **options
+        As for `value`.
+
+    Returns
+    -------
+    Stages
+        A class excluded by -inf has the merged score -inf.
+
+    Raises
+    ------
+    ValueError, ArithmeticError
+        As `value`.
 
     Examples
     --------
@@ -271,8 +292,8 @@ def stages(logits: Any, labels: Any, **options: Any) -> Stages:
             return windows(run)
         return [(i, c) for i in range(len(run.windows)) for c in range(problem.C) if run.z[i][c].is_finite()]
 
-    found = _prove(problem, windows, of_window, terms=1)
-    scores = {key: balls[0] for key, balls in _prove(problem, of_merged, merged, terms=1).items()}
+    found = prove(problem, windows, of_window, terms=1)
+    scores = {key: balls[0] for key, balls in prove(problem, of_merged, merged, terms=1).items()}
     at = problem.windows
     if problem.options.space == "probabilities":
         z = problem.map({at[i]: ball for (i,), ball in scores.items()})
@@ -310,7 +331,7 @@ def doubles(balls: Any, n: int = 2) -> tuple[Any, Any]:
     """
     array: Any = np.asarray(balls, dtype=object)  # S
     parts, radius = np.zeros((n, *array.shape)), np.zeros(array.shape)
-    with _arithmetic(BITS[2], 1):
+    with arithmetic(BITS[2], 1):
         for index in np.ndindex(array.shape):
             left = array[index]
             for k in range(n):

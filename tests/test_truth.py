@@ -12,7 +12,7 @@ import pytest
 import test_truth_edges as edges
 from flint import arb, arb_series, ctx
 
-from lalref import anynumber, balls, definition, truth
+from lalref import anynumber, balls, definition, proof, truth
 
 INF = math.inf
 H = mpmath.mpf(2) ** -44  # step of the gradient: h⁴ ~ 1e-53 is cut off, and 1e-80 / h ~ 1e-67 rounded
@@ -119,7 +119,7 @@ def test_a_ball_that_holds_zero_is_settled_only_far_below_the_largest(largest, b
     """Two entries, one of them a true zero whose radius is 2^-(the precision)."""
     entries = {(0,): lambda: largest, (1,): lambda: arb(0, arb(2) ** -ctx.prec)}
     problem = balls.Problem([[0.0]], [0], {})
-    found = truth._prove(problem, lambda run: list(entries), lambda run, key: (entries[key](),), 1)
+    found = proof.prove(problem, lambda run: list(entries), lambda run, key: (entries[key](),), 1)
     radius = found[1,][0].rad()
     assert radius <= arb(2) ** -bound
     assert radius > arb(2) ** (-2 * bound)  # no more than it takes: the precision doubles, about
@@ -131,8 +131,8 @@ def test_jvp_hvp_and_gradient_tell_one_story(x, options):
 
 
 def test_a_proof_that_is_too_lax_is_seen(monkeypatch):
-    monkeypatch.setattr(truth, "RELATIVE", 40)
-    monkeypatch.setattr(truth, "BITS", (100,))
+    monkeypatch.setattr(proof, "RELATIVE", 40)
+    monkeypatch.setattr(proof, "BITS", (100,))
     assert not is_proven(truth.value_and_grad(X, Y).grad)
 
 
@@ -277,7 +277,7 @@ def test_locality_changes_nothing(name):
          "is_still", lambda f: lambda self, n, q, c: self.excluded(n, q, c)),
         (edges.test_a_window_without_loss_beside_one_with, (), balls.Run, "is_constant",
          lambda f: lambda self, i: False),
-        (edges.test_precision_rises_until_a_tiny_loss_is_proven, (100.0, "logits"), truth, "RELATIVE",
+        (edges.test_precision_rises_until_a_tiny_loss_is_proven, (100.0, "logits"), proof, "RELATIVE",
          lambda f: 20),
         (edges.test_inputs_are_exact_in_every_dtype, (np.float16,), balls, "exact",
          lambda f: lambda name, a: f(name, a) * (1 + 2.0**-40 * (np.asarray(a).dtype == np.float16))),

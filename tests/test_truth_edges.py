@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flint import arb, ctx
 
-from lalref import balls, definition, truth
+from lalref import balls, definition, proof, truth
 
 INF, NAN = math.inf, math.nan
 BITS = 4000  # of the tests' own balls
@@ -58,7 +58,7 @@ def test_one_sure_window_among_others():
 
 
 def test_too_little_precision_is_said_not_hidden(monkeypatch):
-    monkeypatch.setattr(truth, "BITS", (256,))
+    monkeypatch.setattr(proof, "BITS", (256,))
     assert truth.value([[1.0, 0.0]], [0]).value.rad() < 1e-40
     with pytest.raises(ArithmeticError, match="not proven with 256 bits"):
         truth.value([[500.0, -500.0]], [0])
@@ -337,7 +337,7 @@ def test_a_single_ball_is_stored_as_a_scalar():
 
 
 def test_a_run_reads_each_pixel_only_where_a_group_does():
-    with truth._arithmetic(256, 2):
+    with proof.arithmetic(256, 2):
         run = balls.Run(balls.Problem(X, Y, {"kernel_size": 3}))
     assert {key: len(windows) for key, windows in run.reach.items()} == {
         (0, (0,)): 2,
