@@ -28,6 +28,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed with their outputs; `make notebooks-check` runs them
 
 autodoc_typehints = "none"  # numpydoc's parameter lists say the types, and shapes with them
+autodoc_mock_imports = ["torch", "jax", "tensorflow", "keras", "dask", "pytest"]  # need not be here
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
@@ -59,7 +60,7 @@ def bring_notebooks(app):
 
 def show_shapes(app, what, name, obj, options, lines):
     """Shapes such as (N, C, *S) are no emphasis."""
-    lines[:] = [re.sub(r"\*(S|grid)\b", r"\\*\1", line) for line in lines]
+    lines[:] = [re.sub(r"\*(S|grid|p)\b", r"\\*\1", line) for line in lines]
 
 
 def show_stars(app, ctx, lines):

@@ -45,6 +45,11 @@ def scene_parts(
     progress : bool, default False
         Show a progress bar.
 
+    Returns
+    -------
+    Parts
+        Of the whole scene.
+
     Raises
     ------
     TypeError, ValueError
@@ -90,6 +95,16 @@ def scene_value_and_grad(
         too small for float16: make it float32, or scale by `grad_output`.
     grad_output : float, default 1.0
         What the gradient is multiplied by, before it is rounded to the dtype of `grad`.
+
+    Returns
+    -------
+    0-d array
+        The loss of the whole scene.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `scene_parts`, and where `grad` has another shape than the logits.
 
     Examples
     --------

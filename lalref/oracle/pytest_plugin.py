@@ -49,6 +49,12 @@ def suite(
     callable
         Give it a name that pytest collects: ``test_my_loss = suite(my_loss)``. Cases that need an option which
         `f` lacks are skipped and say so. What `f` raises comes through with its traceback.
+
+    Examples
+    --------
+    >>> import lalref
+    >>> from lalref.oracle.pytest_plugin import suite
+    >>> test_my_loss = suite(lalref.lal_value_and_grad, dtypes=["float64"])
     """
     from lalref.oracle.cases import CASES
 
