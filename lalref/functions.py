@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from lalref.arrays import Array
-from lalref.hints import option_hint
+from lalref.hints import refuse_unknown
 from lalref.loss import LocallyAdaptiveLoss
 from lalref.options import Options, OptionsDict
 
@@ -32,15 +32,11 @@ def _with_options(function: Callable[..., Any]) -> Any:
     return function
 
 
-def _loss(function: Callable[..., Any], options: OptionsDict) -> LocallyAdaptiveLoss:
+def loss_for(function: Callable[..., Any], options: OptionsDict) -> LocallyAdaptiveLoss:
     """The loss of these options; an unknown one is told by the name of the function that was called."""
-    for name in options:
-        if name not in _NAMES:
-            own = inspect.signature(function).parameters.values()
-            known = [p.name for p in own if p.kind is p.KEYWORD_ONLY]
-            raise TypeError(
-                f"{function.__name__}() got an unexpected keyword argument {name!r}: {option_hint(name, known)}"
-            )
+    if not options.keys() <= set(_NAMES):
+        own = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]
+        refuse_unknown(function.__name__, options, {*own, *_NAMES})
     return LocallyAdaptiveLoss(**options)
 
 
@@ -81,7 +77,7 @@ def lal_loss(
     >>> float(lalref.lal_loss(logits, np.array([[0, 0, 1]]), kernel_size=1, p=1))  # softmax cross-entropy
     0.2794083731735758
     """
-    return _loss(lal_loss, options)(logits, labels, pixel_weight=pixel_weight)
+    return loss_for(lal_loss, options)(logits, labels, pixel_weight=pixel_weight)
 
 
 @_with_options
@@ -120,7 +116,7 @@ def lal_value_and_grad(
     >>> grad[0, :, 0]
     array([-0.5,  0.5])
     """
-    return _loss(lal_value_and_grad, options).value_and_grad(
+    return loss_for(lal_value_and_grad, options).value_and_grad(
         logits, labels, grad_output=grad_output, pixel_weight=pixel_weight
     )
 
@@ -160,7 +156,7 @@ def lal_jvp(
     >>> float(lalref.lal_jvp(x, y, np.array([[[1.0], [0.0]]]))[1])
     -0.5
     """
-    return _loss(lal_jvp, options).jvp(logits, labels, tangent, pixel_weight=pixel_weight)
+    return loss_for(lal_jvp, options).jvp(logits, labels, tangent, pixel_weight=pixel_weight)
 
 
 @_with_options
@@ -199,6 +195,6 @@ def lal_hvp(
     >>> lalref.lal_hvp(x, y, np.array([[[1.0], [0.0]]]), p=1)[1][0, :, 0]
     array([ 0.25, -0.25])
     """
-    return _loss(lal_hvp, options).hvp(
+    return loss_for(lal_hvp, options).hvp(
         logits, labels, tangent, grad_output=grad_output, pixel_weight=pixel_weight
     )

@@ -38,5 +38,19 @@ def shape_hint(logits: Shape, labels: Shape, axis: int) -> str:
 def option_hint(unknown: str, known: Iterable[str]) -> str:
     """Return which option `unknown` most likely is misspelt from, or else all there are."""
     names = sorted(known)
-    near = difflib.get_close_matches(unknown, names, n=1) or [n for n in names if n.startswith(unknown)][:1]
+    near = (
+        difflib.get_close_matches(unknown, names, n=1)
+        or [n for n in names if n.startswith(unknown)]
+        or [n for n in names if difflib.get_close_matches(unknown, [n.split("_")[0]])]
+    )
     return f"did you mean {near[0]}=?" if near else f"allowed are {', '.join(names)}"
+
+
+def refuse_unknown(caller: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError for the first name in `given` that is not in `known`, as Python would, but with a hint."""
+    names = set(known)
+    for name in given:
+        if name not in names:
+            raise TypeError(
+                f"{caller}() got an unexpected keyword argument {name!r}: {option_hint(name, names)}"
+            )

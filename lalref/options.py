@@ -10,7 +10,9 @@ import enum
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Self, TypedDict
+
+from lalref.hints import refuse_unknown
 
 ENGINES = ("auto", "definition", "array", "numba", "cuda")
 CHOICES = {
@@ -72,6 +74,11 @@ class Options:
     empty: str = "zero"
     check: bool = True
     engine: str = "auto"
+
+    def __new__(cls, *positional: Any, **options: Any) -> Self:
+        """Refuse an option that there is not, naming the one that was probably meant."""
+        refuse_unknown(cls.__name__, options, [f.name for f in dataclasses.fields(cls)])
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         def fix(name: str, value: object) -> None:

@@ -1,5 +1,9 @@
 """A refused call is told what it most likely meant, and nothing is mended in silence."""
 
+import copy
+import dataclasses
+import inspect
+import pickle
 import re
 
 import numpy as np
@@ -51,8 +55,19 @@ def test_an_unknown_option_is_refused_by_the_function_that_was_called(name, mean
     ):
         with refused(TypeError, f"{call.__name__}()", f"'{name}'", f"did you mean {meant}=?"):
             call(*args, **{name: 3})
-    with pytest.raises(TypeError, match=name):
+    with refused(TypeError, "LocallyAdaptiveLoss()", f"'{name}'"):
         LocallyAdaptiveLoss(**{name: 3})
+
+
+def test_the_object_tells_what_was_meant_too():
+    with refused(TypeError, "LocallyAdaptiveLoss()", "'kernal'", "did you mean kernel_size=?"):
+        LocallyAdaptiveLoss(kernal=3)
+    with pytest.raises(TypeError, match="positional"):
+        LocallyAdaptiveLoss(3)
+    loss = LocallyAdaptiveLoss(kernel_size=3)
+    assert pickle.loads(pickle.dumps(loss)) == loss == copy.deepcopy(loss)
+    assert dataclasses.replace(loss, p=2.0).p == 2.0
+    assert list(inspect.signature(LocallyAdaptiveLoss).parameters)[:2] == ["kernel_size", "sigma"]
 
 
 def test_an_option_like_no_other_is_refused_with_all_there_are():
