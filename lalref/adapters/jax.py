@@ -15,6 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 
 import lalref
+from lalref.functions import loss_for
 from lalref.inputs import prepare
 from lalref.minkowski import Parts
 from lalref.options import OptionsDict
@@ -72,13 +73,14 @@ def locally_adaptive_loss(
     >>> round(float(grad[0, 0].sum()), 6)
     -0.5
     """
-    loss = lalref.LocallyAdaptiveLoss(**options)
+    loss = loss_for(locally_adaptive_loss, options)
     if axis_name is not None and loss.engine != "array":
         raise ValueError(f'axis_name={axis_name!r} needs engine="array", which devices run themselves')
     if axis_name is not None:
         return _of_the_whole(loss, axis_name, logits, labels, pixel_weight)
     if loss.engine == "array":
-        return loss(logits, labels, pixel_weight=pixel_weight)
+        w = None if pixel_weight is None else jax.lax.stop_gradient(pixel_weight)
+        return loss(logits, labels, pixel_weight=w)
     return _value(loss, logits, labels, pixel_weight)
 
 

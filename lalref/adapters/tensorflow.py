@@ -7,12 +7,13 @@ arrays and as a rule the numba engine, in an operation that tf.function leaves w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import numpy as np
 
 import lalref
+from lalref.functions import loss_for
 from lalref.options import DefaultIgnoreIndex, OptionsDict
 
 try:
@@ -65,7 +66,7 @@ def locally_adaptive_loss(
     >>> round(float(tf.reduce_sum(grad[..., 0])), 6)
     -0.5
     """
-    loss = _channels_last(options)
+    loss = _channels_last(locally_adaptive_loss, options)
     if loss.engine == "cuda":
         raise ValueError('engine="cuda" takes CuPy arrays, and TensorFlow hands over NumPy arrays here')
     x, y = tf.convert_to_tensor(y_pred), tf.convert_to_tensor(y_true)
@@ -98,7 +99,7 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
     """
 
     def __init__(self, name: str = "locally_adaptive_loss", **options: Unpack[OptionsDict]) -> None:
-        self.options = _channels_last(options)
+        self.options = _channels_last(LocallyAdaptiveLoss, options)
         if keras.backend.backend() != "tensorflow":
             raise ValueError(
                 f"this loss needs Keras on TensorFlow, and it runs on {keras.backend.backend()}: set "
@@ -123,8 +124,8 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
         return {k: v for k, v in fields.items() if not isinstance(v, DefaultIgnoreIndex)}
 
 
-def _channels_last(options: Mapping[str, Any]) -> lalref.LocallyAdaptiveLoss:
-    return lalref.LocallyAdaptiveLoss(**{"axis": -1, **options})
+def _channels_last(caller: Callable[..., Any], options: OptionsDict) -> lalref.LocallyAdaptiveLoss:
+    return loss_for(caller, {"axis": -1, **options})
 
 
 # --- On the host ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import json
 from typing import Any, Unpack
 
 import lalref
+from lalref.functions import loss_for
 from lalref.minkowski import Parts
 from lalref.options import OptionsDict
 
@@ -19,9 +20,11 @@ try:
 except ImportError as error:
     raise ImportError("lalref.adapters.torch needs PyTorch: pip install 'lalref[torch]'") from error
 
-from lalref.adapters.torch_operators import NUMBERS, bridge_for, loss_of, value_and_grad, widened
+from lalref.adapters.torch_operators import loss_of, on_engine, parts_of, value_and_grad
 
 Tensor = Any  # torch has types, but need not be installed where these are checked
+NUMBERS = ("maximum", "power_sum", "weight", "count")  # of Parts, as the operators take them
+HALF = (torch.float16, torch.bfloat16)
 
 
 def locally_adaptive_loss(
@@ -68,7 +71,7 @@ def locally_adaptive_loss(
     >>> round(float(logits.grad[0, 0].sum()), 6)
     -0.5
     """
-    return _apply(input, target, pixel_weight, total, _spelt(**options))
+    return _apply(input, target, pixel_weight, total, _spelt_while_tracing(**options))
 
 
 class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
@@ -90,7 +93,7 @@ class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
 
     def __init__(self, **options: Unpack[OptionsDict]) -> None:
         super().__init__()
-        self._spelt = _spelt(**options)
+        self._spelt = _spelt(loss_for(LocallyAdaptiveLoss, options))
 
     @property
     def options(self) -> lalref.LocallyAdaptiveLoss:
@@ -110,13 +113,15 @@ class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
 
     def parts(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Parts:
         """Return what these tensors contribute to the loss of a larger batch, for `lalref.combine`; no gradient."""
-        _check(input, target, pixel_weight)
-        bridge = bridge_for(input.device, self.options)
-        with bridge.entered():
-            found = self.options.parts(
-                *map(bridge.to, (widened(input), target)), pixel_weight=bridge.to(pixel_weight)
-            )
-            return dataclasses.replace(found, **{name: bridge.back(getattr(found, name)) for name in NUMBERS})
+        input, pixel_weight = _checked(input, target, pixel_weight)
+
+        def call(x: Any, y: Any, w: Any) -> list[Any]:
+            found = self.options.parts(x, y, pixel_weight=w)
+            return [getattr(found, name) for name in NUMBERS]
+
+        numbers = on_engine(self.options, call, input, target, pixel_weight)
+        found: Parts = parts_of(numbers, input, self.options)
+        return found
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""
@@ -126,16 +131,22 @@ class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
 # --- From options and tensors to what an operator takes --------------------------------------------------------------
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _spelt(**options: Any) -> str:
-    """The checked options as text, which an operator can take and a compiler can keep."""
-    loss = lalref.LocallyAdaptiveLoss(**options)
+def _spelt(loss: lalref.LocallyAdaptiveLoss) -> str:
+    """The options as text, which an operator can take and a compiler can keep."""
     said = {f.name: (getattr(loss, f.name), f.default) for f in dataclasses.fields(loss)}
     return json.dumps({name: value for name, (value, default) in said.items() if value is not default})
 
 
-def _check(input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> None:
-    """What the operators can't tell any more; the rest is checked at lalref's own door."""
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _spelt_while_tracing(**options: Unpack[OptionsDict]) -> str:
+    return _spelt(loss_for(locally_adaptive_loss, options))
+
+
+def _checked(input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Logits and weights, 16-bit ones in float32; what the operators can't tell any more is told here.
+
+    Autograd rounds the gradient of a 16-bit input once, after upstream has been applied.
+    """
     for name, tensor in {"input": input, "target": target, "pixel_weight": pixel_weight}.items():
         if tensor is None and name == "pixel_weight":
             continue
@@ -151,25 +162,26 @@ def _check(input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> None:
             raise ValueError(
                 f"{name} requires a gradient, and the loss has none for it: pass {name}.detach()"
             )
+    x, w = (t.float() if t is not None and t.dtype in HALF else t for t in (input, pixel_weight))
+    return x, w
 
 
 def _apply(
     input: Tensor, target: Tensor, pixel_weight: Tensor | None, total: Parts | None, options: str
 ) -> Tensor:
-    _check(input, target, pixel_weight)
-    packed = None if total is None else _packed(total, input, loss_of(options))
-    eager = input.requires_grad and torch.is_grad_enabled()
-    return value_and_grad(input, target, pixel_weight, packed, options, eager)[0]
+    x, w = _checked(input, target, pixel_weight)
+    numbers = None if total is None else _numbers(total, x, loss_of(options))
+    return value_and_grad(x, target, w, options, numbers, x.requires_grad and torch.is_grad_enabled())[0]
 
 
-def _packed(total: Parts, input: Tensor, loss: lalref.LocallyAdaptiveLoss) -> Tensor:
+def _numbers(total: Parts, x: Tensor, loss: lalref.LocallyAdaptiveLoss) -> Tensor:
     """The numbers of a Parts as float64 (4,) on the logits' device."""
     if not isinstance(total, Parts):
         raise TypeError(f"total= takes the Parts that combine() returns; got {type(total).__name__}")
-    dtype = "float64" if input.dtype == torch.float64 else "float32"
+    dtype = str(x.dtype).removeprefix("torch.")
     if loss.reduction == "none" or (total.options, total.dtype) != (loss, dtype):
         raise ValueError(
             f"total= takes the combined parts of this loss, {loss} in {dtype}; got {total.options} in {total.dtype}"
         )
-    numbers = [torch.as_tensor(getattr(total, name), device=input.device) for name in NUMBERS]
+    numbers = [torch.as_tensor(getattr(total, name), device=x.device) for name in NUMBERS]
     return torch.stack([number.to(torch.float64) for number in numbers])

@@ -28,6 +28,12 @@ KINDS = {
     "channels last": {"axis": -1},
 }
 
+ENGINES = {  # small, for XLA takes its time over what it compiles
+    "callback": {"kernel_size": 3},
+    "traced": {"kernel_size": 1, "engine": "array", "check": False},
+}
+each_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
+
 
 def test_the_oracle_accepts_it():
     jax.config.update("jax_enable_x64", False)  # the oracle says itself when it wants 64 bits
@@ -81,6 +87,17 @@ def test_vmap():
         np.testing.assert_allclose(found[1][i], right[1], rtol=1e-13, atol=1e-16)
 
 
+@each_engine
+def test_vmap_over_logits_alone(engine):
+    f = functools.partial(locally_adaptive_loss, **engine)
+    xs = np.stack([X, V])
+    found = jax.jit(jax.vmap(jax.value_and_grad(f), in_axes=(0, None)))(jnp.asarray(xs), jnp.asarray(Y))
+    for i in range(2):
+        right = lal_value_and_grad(xs[i], Y, kernel_size=engine["kernel_size"])
+        np.testing.assert_allclose(found[0][i], right[0], rtol=1e-14)
+        np.testing.assert_allclose(found[1][i], right[1], rtol=1e-13, atol=1e-16)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bit_logits_are_rounded_once_after_upstream(dtype):
     x = jnp.asarray(X, dtype)
@@ -116,7 +133,19 @@ def test_the_door():
         locally_adaptive_loss(x, y, axis_name="devices")
     with pytest.raises(ValueError, match="check=False"):
         jax.jit(functools.partial(locally_adaptive_loss, engine="array"))(x, y)
+    with pytest.raises(TypeError, match=r"^locally_adaptive_loss\(\).*'axis_names': did you mean axis_name="):
+        locally_adaptive_loss(x, y, axis_names="devices")
+    with pytest.raises(TypeError, match="forward-mode"):  # of the callback; engine="array" has it
+        jax.jvp(lambda x: locally_adaptive_loss(x, y), (x,), (x,))
     assert float(locally_adaptive_loss(x, jnp.full_like(y, 255))) == 0
+
+
+@each_engine
+def test_weights_get_no_gradient(engine):
+    def f(w):
+        return locally_adaptive_loss(jnp.asarray(X), jnp.asarray(Y), pixel_weight=w, **engine)
+
+    assert not jax.jit(jax.grad(f))(jnp.asarray(OMEGA)).any()
 
 
 MESH = """

@@ -127,5 +127,11 @@ def test_the_door():
         tf.function(lambda x: locally_adaptive_loss(Y + 9, x))(tf.constant(LAST))
     with pytest.raises(ValueError, match=r"reduction=.sum_over_batch_size. is not allowed"):
         LocallyAdaptiveLoss(reduction="sum_over_batch_size")
+    with pytest.raises(
+        TypeError, match=r"^locally_adaptive_loss\(\).*'sample_weights': did you mean sample_weight="
+    ):
+        locally_adaptive_loss(Y, LAST, sample_weights=OMEGA)
+    with pytest.raises(TypeError, match=r"^LocallyAdaptiveLoss\(\).*'kernal': did you mean kernel_size="):
+        LocallyAdaptiveLoss(kernal=3)
     with pytest.raises(ValueError, match='engine="cuda"'):
         locally_adaptive_loss(Y, LAST, engine="cuda")

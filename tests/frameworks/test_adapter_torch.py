@@ -81,6 +81,15 @@ def test_16_bit_logits_are_rounded_once_after_a_scaler_has_scaled(dtype):
     assert torch.equal(x.grad, torch.from_numpy(wide[1]).to(dtype))
 
 
+@pytest.mark.parametrize("engine", ["auto", "array"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_weights_are_taken(dtype, engine):
+    x, y, w = tensors(torch.float32)
+    found, right = (locally_adaptive_loss(x, y, pixel_weight=a, engine=engine) for a in (w.to(dtype), w))
+    assert torch.equal(w.to(dtype).double(), w)
+    assert torch.equal(found, right)
+
+
 def test_under_autocast_the_loss_is_float32():
     layer = torch.nn.Conv2d(3, 3, 1)
     x, y = torch.tensor(X, dtype=torch.float32), torch.from_numpy(Y)
@@ -119,23 +128,19 @@ def test_torch_compile_takes_it_whole(options):
         compiled(x, wrong, w)
 
 
-def test_the_operators_keep_torchs_rules():
+@pytest.mark.parametrize("options", [{}, {"reduction": "none", "stride": 2}], ids=str)
+def test_the_operators_keep_torchs_rules(options):
     from lalref.adapters import torch_operators as adapter
 
     x, y, w = tensors(torch.float32)
-    spelt = LocallyAdaptiveLoss(kernel_size=3)._spelt
-    with torch.no_grad():
-        plain = x.detach()
-    torch.library.opcheck(
-        adapter._gradient,
-        (plain, y, w, None, spelt, torch.tensor(2.0)),
-        test_utils=["test_schema", "test_faketensor"],
-    )
-    torch.library.opcheck(
-        adapter.value_and_grad,
-        (plain, y, w, None, spelt, True),
-        test_utils=["test_schema", "test_faketensor"],
-    )
+    criterion = LocallyAdaptiveLoss(kernel_size=3, **options)
+    first = x.detach(), y, w, criterion._spelt
+    upstream = torch.full_like(criterion(*first[:3]), 2.0)
+    rules = ["test_schema", "test_faketensor"]  # nothing is written to, and shapes told while tracing hold
+    torch.library.opcheck(adapter.value_and_grad, (*first, None, True), test_utils=rules)
+    torch.library.opcheck(adapter.value_and_grad, (*first, None, False), test_utils=rules)
+    torch.library.opcheck(adapter.gradient, (*first, None, upstream), test_utils=rules)
+    torch.library.opcheck(adapter.hvp, (*first, upstream, first[0]), test_utils=rules)
 
 
 def test_the_engine_works_on_the_tensors_own_memory(monkeypatch):
@@ -209,6 +214,12 @@ def test_the_door():
         locally_adaptive_loss(x, y[:1])
     with pytest.raises(ValueError, match=r'engine="cuda"'):
         locally_adaptive_loss(x, y, engine="cuda")
+    with pytest.raises(
+        TypeError, match=r"^locally_adaptive_loss\(\).*'pixel_weights': did you mean pixel_weight="
+    ):
+        locally_adaptive_loss(x, y, pixel_weights=w)
+    with pytest.raises(TypeError, match=r"^LocallyAdaptiveLoss\(\).*'kernal': did you mean kernel_size="):
+        LocallyAdaptiveLoss(kernal=3)
     criterion, other = LocallyAdaptiveLoss(), LocallyAdaptiveLoss(p=2)
     with pytest.raises(ValueError, match="total= takes the combined parts of this loss"):
         criterion(x, y, total=other.parts(x, y))
