@@ -54,7 +54,7 @@ def distributed_loss(
     group : ProcessGroup, optional
         The default group where not given.
     timeout : float, default 300
-        Seconds to wait for the other processes.
+        Seconds to wait for the other processes, in place of the group's own.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def distributed_loss(
     ValueError, TypeError
         As the criterion, on the process whose tensors are wrong; or the processes' options or dtypes differ.
     RuntimeError
-        Another process refused its tensors, or did not come within the timeout.
+        Another process refused its tensors, has ended, or did not come within the timeout.
 
     Examples
     --------
@@ -105,14 +105,14 @@ def _total(
         key = zlib.crc32(repr((here.options, here.dtype)).encode())
     except Exception as error:  # raised below, when the others know
         refused = error
-    device = input.device if dist.get_backend(group) == "nccl" else "cpu"
-    sent = torch.tensor(
-        [*numbers, float(key), float(refused is not None)], dtype=torch.float64, device=device
-    )
-    received = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
-    work = dist.all_gather(received, sent, group=group, async_op=True)
-    work.wait(datetime.timedelta(seconds=timeout))
-    rows = torch.stack(received).cpu()  # (processes, 6)
+    row = torch.tensor([*numbers, float(key), float(refused is not None)], dtype=torch.float64)
+    try:
+        rows = _gathered(row, group, timeout).cpu()  # (processes, 6)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "the loss of the whole batch needs the parts of every process, and one has ended or did not call "
+            f"distributed_loss within timeout={timeout} s. Its own log tells why; where processes are slow, allow more"
+        ) from (refused or error)
     if refused is not None:
         raise refused
     if rows[:, 5].any():
@@ -127,6 +127,22 @@ def _total(
     return lalref.combine(
         *(Parts(row[0], row[1], row[2], row[3].to(torch.int64), here.options, here.dtype) for row in rows)
     )
+
+
+def _gathered(row: Tensor, group: Any, timeout: float) -> Tensor:
+    """The rows of all processes (processes, 6), or a RuntimeError when the time is over.
+
+    The timeout is the operation's own, not only this wait's: a process group with an operation that is still
+    waiting could not be destroyed before its own timeout, half an hour as a rule.
+    """
+    if dist.get_backend(group) == "nccl":
+        row = row.to(torch.device("cuda", torch.cuda.current_device()))
+    rows = [torch.empty_like(row) for _ in range(dist.get_world_size(group))]
+    options = dist.distributed_c10d.AllgatherOptions()
+    options.timeout = datetime.timedelta(seconds=timeout)
+    work = (group or dist.group.WORLD).allgather([rows], [row], options)
+    work.wait(options.timeout)
+    return torch.stack(rows)
 
 
 class _Times(torch.autograd.Function):  # type: ignore[misc]
