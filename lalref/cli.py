@@ -54,7 +54,8 @@ def load_subject(ctx: click.Context, param: click.Parameter, value: str | None) 
         raise click.BadParameter(f"{file!r} can't be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
+    # first, as Python would: but a torch.py of one's own must not hide torch
+    sys.path.insert(len(sys.path) if importlib.util.find_spec(path.stem) else 0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script that exits must not pass for a verdict

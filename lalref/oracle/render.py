@@ -45,7 +45,7 @@ def report(told: Report) -> RenderableType:
         parts += ["", *_diagnosis(told)]
     if failed:
         parts += ["", _failures(failed)]
-    if told.worst is not None and failed and told.worst.most > 0:
+    if told.worst is not None and failed and told.worst.most > LIMIT:
         parts += ["", picture(told.worst)]
     if told.shrunk is not None:
         parts.append(Text("\nThe smallest input found that still fails, to paste and run:\n"))
@@ -55,7 +55,8 @@ def report(told: Report) -> RenderableType:
     for outcome in ("holds", "differs", "unsupported"):
         features = [name for name, found in extended.items() if found == outcome]
         if features:
-            parts.append(Text(f"\nExtended features, {outcome}: {', '.join(features)}."))
+            idle = "" if told.strict or outcome == "holds" else " (they decide under --strict only)"
+            parts.append(Text(f"\nExtended features, {outcome}: {', '.join(features)}{idle}."))
     if told.skipped:
         parts.append(Text("\nCases not put to it, by the option that it does not take:"))
         parts += [Text(f"  {option}: {_listed(names)}") for option, names in told.skipped.items()]
@@ -137,7 +138,7 @@ def _failures(failed: list[Result]) -> Table:
         ]
         table.add_row(result.name, result.dtype, *errors, Text(text))
     if len(failed) > SHOWN:
-        table.add_row(f"and {len(failed) - SHOWN} more")
+        table.add_row(f"and {len(failed) - SHOWN} more", "", "", "", "(a case has a row for each precision)")
     table.caption = f"errors in units: an honest implementation stays below 1, beyond {LIMIT:g} is wrong"
     table.caption_justify = "left"
     return table
@@ -147,9 +148,10 @@ def _protocol(told: Report) -> list[str]:
     """One line a check that does not hold, and one for all those that do."""
     names = [name for name, outcome, _ in told.protocol if outcome in ("ok", "holds")]
     lines = [f"Ways to call it that hold: {', '.join(names)}."] if names else []
-    for name, outcome, note in told.protocol:
-        if outcome not in ("ok", "holds"):
-            lines.append(f"{name}: {outcome}" + (f", {note}" if note else "") + ".")
+    for row in told.protocol:
+        if row.outcome not in ("ok", "holds"):
+            idle = "" if row.decides(told.strict) else " (it decides under --strict only)"
+            lines.append(f"{row.name}: {row.outcome}" + (f", {row.note}" if row.note else "") + idle + ".")
     return lines
 
 

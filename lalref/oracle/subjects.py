@@ -24,6 +24,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lalref.hints import option_hint
 from lalref.loss import LocallyAdaptiveLoss
 from lalref.oracle import frameworks
 from lalref.oracle.call import LAYOUTS, Answer, Call, UsageError, as_float64, came, same
@@ -90,7 +91,7 @@ class Subject:
                     if name in ARGUMENTS
                     else "which is no option"
                 )
-                raise UsageError(f"fixed names {name!r}, {why}: {', '.join(OPTIONS)}")
+                raise UsageError(f"fixed names {name!r}, {why}: {option_hint(name, OPTIONS)}")
             if name in self.takes:
                 raise UsageError(
                     f"{self.name} takes {name} as an argument, so it is varied and can't be fixed; "
