@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from lalref.oracle.call import Answer
 from lalref.oracle.cases import BY_NAME, CASES
 from lalref.oracle.diagnose import Observed, diagnose
 from lalref.oracle.mistakes import BY_ID, CATALOGUE, EQUIVALENT, Textbook
+from lalref.oracle.mistakes.tape import exp, log
+from lalref.oracle.partly import MOST
 from lalref.oracle.suspects import AGREES, apart
 
 textbook = Textbook()
@@ -20,8 +23,9 @@ array_engine = functools.partial(lalref.lal_value_and_grad, engine="array")
 NAMED = functools.partial(pytest.mark.parametrize, ids=lambda entry: entry.id)
 # seen by the checks of behaviour, on memory that no case is in
 IN_CASES = [m for m in CATALOGUE if m.id != "assumes-contiguous-memory"]
+FORMS = [pytest.param(m.id, v.form, id=f"{m.id}: {v.formula}") for m in CATALOGUE for v in m.variants]
 if "LALREF_NIGHTLY" not in os.environ:  # all of them take minutes
-    IN_CASES = IN_CASES[::8]
+    IN_CASES, FORMS = IN_CASES[::8], FORMS[::8]
 
 
 def observed(f, dtypes=("float32", "float64"), keep=lambda case: True):
@@ -44,8 +48,19 @@ def observed(f, dtypes=("float32", "float64"), keep=lambda case: True):
     return found
 
 
+def asker(f):
+    """The subject itself, for what it has not been asked yet."""
+
+    def ask(case, dtype):
+        with np.errstate(all="ignore"):
+            value, grad = f(case.logits.astype(dtype), case.labels, **case.arguments)
+        return Answer(np.asarray(value, float), np.asarray(grad, float))
+
+    return ask
+
+
 def names(f, **rest):
-    return [finding.mistake for finding in diagnose(observed(f, **rest), thorough=False).findings]
+    return [finding.mistake for finding in diagnose(observed(f, **rest), asker(f)).findings]
 
 
 def with_options(**new):
@@ -75,6 +90,14 @@ def scaled(value=1.0, grad=1.0):
 @NAMED("mistake", IN_CASES)
 def test_every_mistake_is_named_when_it_is_planted(mistake):
     assert names(mistake.subject()) == [mistake.id]
+
+
+@pytest.mark.parametrize(("mistake", "form"), FORMS)
+def test_every_other_form_of_a_mistake_has_its_name(mistake, form):
+    found = names(form(), dtypes=["float64"])
+    assert mistake in found
+    # two entries may have a form in common, where both sentences are true of it
+    assert all(form in BY_ID[name].forms or mistake in found[:2] for name in found)
 
 
 @pytest.mark.parametrize("mistake", ["no-root", "euclidean-distance", "neighbours-divisor", "softmax-twice"])
@@ -246,15 +269,106 @@ def test_what_is_right_gets_no_diagnosis(port):
     assert found.summary == ""
 
 
-def test_a_name_needs_every_case():
-    """Euclidean but for one case, which is wrong otherwise: half a mistake has no name."""
+class LogOfSoftmax(Textbook):
+    """The logarithm of a softmax that has rounded to 0: it overflows where exp of raw logits would, and is not it."""
+
+    def log_softmax(self, z, s):
+        return log(exp(super().log_softmax(z, s)))
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_infinity_is_no_evidence(quick):
+    f = LogOfSoftmax()
+    keep = (lambda case: case.quick) if quick else (lambda case: True)
+    seen = observed(f, keep=keep)
+    wrong = [each for each in seen if each.wrong]
+    assert wrong
+    assert not any(each.telling for each in wrong)
+    assert names(f, keep=keep) == []
+    assert diagnose(seen).findings == []  # nor where it can't be asked again
+    assert names(BY_ID["exp-without-the-maximum"].subject(), keep=keep) == ["exp-without-the-maximum"]
+
+
+# ---- a part of the numbers
+
+
+def elsewhere(f, where):
+    """`f`, and something that is no mistake of the catalogue where the options say so."""
+
+    def g(x, y, **o):
+        value, grad = f(x, y, **o)
+        return (value * (1.001 + 0.01 * o["p"]), grad) if where(o) else (value, grad)
+
+    return g
+
+
+def test_a_name_without_every_case_says_how_many_and_which_are_left():
     wrong = BY_ID["euclidean-distance"].subject()
+    found = diagnose(observed(elsewhere(wrong, lambda o: o["p"] == 2.5), dtypes=["float64"]))
+    (finding,) = found.findings
+    assert finding.mistake == "euclidean-distance"
+    its, of = map(int, re.search(r"So it is in (\d+) of (\d+) cases", finding.sentence).groups())
+    assert its < of
+    assert its / of >= MOST
+    assert finding.sentence.endswith("something else is in: p-2.5, weights-and-sum.")
+    assert found.summary == finding.sentence
+
+
+def test_the_count_of_a_partial_name_is_of_cases_that_were_wrong_and_not_of_all():
+    """Where the mistake plays no part, nothing speaks for it."""
+    small = observed(BY_ID["weights-twice"].subject(), dtypes=["float64"])
+    seen = observed(
+        elsewhere(BY_ID["weights-twice"].subject(), lambda o: o["stride"] == 3), dtypes=["float64"]
+    )
+    (finding,) = diagnose(seen).findings
+    its, of = map(int, re.search(r"in (\d+) of (\d+) cases", finding.sentence).groups())
+    assert its <= sum(each.wrong for each in small)
+    assert of == sum(each.wrong for each in seen)
+
+
+def test_a_mistake_in_less_than_most_of_the_wrong_cases_has_no_name():
+    wrong = BY_ID["euclidean-distance"].subject()
+    f = elsewhere(wrong, lambda o: o["sigma"] == 1 and o["kernel_size"] == 5)
+    found = diagnose(observed(f, dtypes=["float64"]))
+    assert found.findings == []
+    assert found.summary.startswith("No mistake of the catalogue")
+
+
+def test_a_loss_is_named_whose_gradient_is_another_matter():
+    wrong = BY_ID["city-block-distance"].subject()
 
     def f(x, y, **o):
         value, grad = wrong(x, y, **o)
-        return (value * 1.001, grad) if o["p"] == 2.5 else (value, grad)
+        return value, grad * np.where(np.arange(grad.size).reshape(grad.shape) % 3, 1, 0.9)
 
-    assert names(f, dtypes=["float64"]) == []
+    (finding,) = diagnose(observed(f, dtypes=["float64"])).findings
+    assert finding.mistake == "city-block-distance"
+    assert "your value is this mistake's" in finding.sentence
+    assert "your gradient is not always this loss's" in finding.sentence
+
+
+# ---- what answers show by themselves
+
+
+def test_a_gradient_in_ignored_pixels_is_seen_whatever_it_is():
+    def f(x, y, **o):
+        value, grad = textbook(x, y, **o)
+        void = np.expand_dims(np.isin(y, o["ignore_index"]), o["axis"])
+        return value, np.where(void, np.sin(x), grad).astype(x.dtype)
+
+    assert names(f) == ["ignored-pixels-receive"]
+
+
+def test_a_gradient_that_holds_an_earlier_one_is_seen_whatever_the_buffer_is_for():
+    buffers = {}
+
+    def f(x, y, **o):
+        value, grad = textbook(x, y, **o)
+        key = (x.shape, o["p"], o["sigma"])
+        buffers[key] = buffers.get(key, 0) + grad.astype(float)
+        return value, buffers[key].astype(x.dtype)
+
+    assert names(f, dtypes=["float64"]) == ["gradient-accumulates"]
 
 
 def test_an_answer_that_is_only_a_little_off_is_not_explained_by_something_near():

@@ -250,8 +250,8 @@ def _roots(suspect: Callable[[float], Suspect], at: Observed, grid: Any) -> Iter
         return
 
     def left(theta: float) -> float:
-        value, grad = suspect(float(theta)).predict(at)
-        got = np.asarray(value if use_value else grad, np.float64)
+        made = suspect(float(theta))
+        got = np.asarray(made.value(at) if use_value else made.grad(at), np.float64)
         goal = at.answer.value if use_value else at.answer.grad
         return float((error * (got - goal)).sum() / norm) if got.shape == goal.shape else math.nan
 

@@ -1,43 +1,40 @@
 """Which mistake was made: the one of the catalogue that reproduces a subject's wrong numbers.
 
-A name is given only where the answers to all core cases are what that mistake gives; where several do, all
-are told, and where none does, it is said what is known: whether the gradient belongs to the loss, in which
-stage the first difference is, and on which input it is plain to see. No verdict is given here.
+A name is given where the answers to all core cases are what that mistake gives; where several do, all are
+told. Where none does, a mistake that has most of the numbers is told with what it leaves unexplained, or it is
+said what is known: whether the gradient belongs to the loss, in which stage the first difference is, and on
+which input it is plain to see. No verdict is given here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from lalref.oracle.call import Answer
 from lalref.oracle.case import Case
 from lalref.oracle.constants import fitted
-from lalref.oracle.mistakes import BY_ID, CATALOGUE, Mistake, Textbook
-from lalref.oracle.suspects import (
-    AGREES,
-    Observed,
-    Suspect,
-    scope_of,
-    suspects_of,
-    telling_first,
-    working,
-)
+from lalref.oracle.judge import RAISED
+from lalref.oracle.mistakes import BY_ID
+from lalref.oracle.pairs import joint, mixed
+from lalref.oracle.partly import Part, parts, ranked
+from lalref.oracle.protocol import IN_MEMORY, Row
+from lalref.oracle.sightings import sighted, written_to
+from lalref.oracle.suspects import AGREES, Observed, Suspect, all_suspects, scope_of, telling_first
 from lalref.oracle.whereabouts import consistency, whereabouts
 
 __all__ = ["Diagnosis", "Finding", "Observed", "diagnose"]
 
 WIDE = ("float32", "float64")
-SCREENS = 3  # wrong answers that a suspect meets before it is held against all
-PARTNERS = 6  # half-right suspects that are tried in pairs
-PROBED = 8  # wrong answers on which suspects may be half right
+LOUD = 800.0  # added to logits: no loss changes, and exp of them overflows
+HIGH = 5000.0  # an exponent p that no loss but 1 can be raised to
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A known mistake that has the subject's numbers.
+    """A known mistake that has the subject's numbers, all of them unless the sentence says how many.
 
     Attributes
     ----------
@@ -46,7 +43,7 @@ class Finding:
     sentence : str
         What to tell who made it.
     agreement_units : float
-        The largest difference of any answer from what this mistake gives, in error units.
+        The largest difference of an answer that it explains from what this mistake gives, in error units.
     """
 
     mistake: str
@@ -73,7 +70,7 @@ def diagnose(
         Every answer of the subject, right or wrong, in the order in which it was asked.
     ask : callable, optional
         ``ask(case, dtype) -> Answer``: the subject itself, to hold its gradient against differences of its
-        own loss where no mistake is found.
+        own loss where no mistake is found, and to tell overflows apart.
     thorough : bool
         Also try all pairs of mistakes where none is suggested by partial agreement (up to a minute).
 
@@ -84,10 +81,10 @@ def diagnose(
     core = [each for each in seen if each.case.core]
     # 16-bit answers are rounded too coarsely to tell mistakes apart; alone they are all there is
     core = [each for each in core if each.dtype in WIDE] or core
-    found = list(_written_to(core))
+    found = [_finding(*each) for each in written_to(core)]
     wrong = telling_first(core)
     if wrong:
-        found += _named(core, wrong, seen, thorough)
+        found += _named(core, wrong, seen, ask, thorough)
     if found:
         return Diagnosis(found, _told(found))
     if not wrong:
@@ -99,6 +96,15 @@ def diagnose(
     return Diagnosis([], " ".join(part for part in (unknown, *parts) if part))
 
 
+def of_layouts(rows: Sequence[Row]) -> Diagnosis | None:
+    """Right on fresh arrays, other numbers on views of others: memory is read and not the array."""
+    failed = [row for row in rows if row.outcome == "differs" and row.decides(strict=False)]
+    if not failed or any(not row.name.startswith(IN_MEMORY) or row.note.startswith(RAISED) for row in failed):
+        return None
+    found = [_finding("assumes-contiguous-memory", 0.0)]
+    return Diagnosis(found, _told(found))
+
+
 def _told(found: list[Finding]) -> str:
     if len(found) == 1:
         return found[0].sentence
@@ -108,67 +114,101 @@ def _told(found: list[Finding]) -> str:
     )
 
 
-def _written_to(seen: Sequence[Observed]) -> Iterator[Finding]:
-    changed = {name for each in seen for name in each.answer.changed}
-    for name in ("logits", "labels"):
-        if name in changed:
-            mistake = BY_ID[f"overwrites-the-{name}"]
-            yield Finding(mistake.id, mistake.sentence, 0.0)
+def _finding(mistake: str, units: float, sentence: str = "") -> Finding:
+    return Finding(mistake, sentence or BY_ID[mistake].sentence, round(units, 3))
 
 
 def _named(
-    core: Sequence[Observed], wrong: list[Observed], seen: Sequence[Observed], thorough: bool
+    core: Sequence[Observed],
+    wrong: list[Observed],
+    seen: Sequence[Observed],
+    ask: Callable[[Case, str], Answer] | None,
+    thorough: bool,
 ) -> list[Finding]:
     """The first of these searches that finds something; a simpler explanation goes before."""
-    return (
-        _singles(core, wrong)
+    found = (
+        _held(all_suspects(wrong), core, wrong, ask)
         or _narrow(core)
-        or _of_memory(seen)
+        or [_finding(name, off) for name, off in dict(sighted(core, seen)).items()]
         or _fitted(core, wrong)
-        or _mixed(core, wrong)
-        or _pairs(core, wrong, thorough)
+        or _held(mixed(core, wrong), core, wrong, ask)
+    )
+    if found:
+        return found
+    values_wrong = any(each.value_wrong for each in wrong)
+    order = ranked(core, "value" if values_wrong else "both")
+    firsts = [suspect for _, suspect in order]
+    return _held(joint(firsts, not values_wrong, thorough), core, wrong, ask) or _partly(
+        core, order, values_wrong
     )
 
 
-def _suspects(wrong: Sequence[Observed]) -> Iterator[Suspect]:
-    values, grads = any(each.value_wrong for each in wrong), any(each.grad_wrong for each in wrong)
-    for mistake in CATALOGUE:
-        if mistake.stage != "state":
-            yield from suspects_of(mistake, values, grads)
+def _survives(suspect: Suspect, wrong: list[Observed]) -> bool:
+    """Whether it has all wrong answers; the one that it has not is asked first the next time."""
+    for i, each in enumerate(wrong):
+        if each.dtype not in suspect.dtypes or suspect.apart(each) > AGREES:
+            wrong.insert(0, wrong.pop(i))
+            return False
+    return True
 
 
-def _screened(suspect: Suspect, wrong: Sequence[Observed]) -> bool:
-    """Whether it survives the first few wrong answers."""
-    return all(each.dtype in suspect.dtypes and suspect.apart(each) <= AGREES for each in wrong[:SCREENS])
-
-
-def _held(suspects: Iterator[Suspect], core: Sequence[Observed], wrong: Sequence[Observed]) -> list[Finding]:
+def _held(
+    suspects: Iterator[Suspect],
+    core: Sequence[Observed],
+    wrong: Sequence[Observed],
+    ask: Callable[[Case, str], Answer] | None,
+) -> list[Finding]:
     """Those that all answers agree with: of these only the simplest, the nearest first.
 
     A mistake everywhere is simpler than one with some options alone, and one that the catalogue has as it is
     simpler than a part of one.
     """
-    found: dict[str, tuple[tuple[bool, bool], Finding]] = {}
+    found: dict[frozenset[str], tuple[tuple[bool, bool], Finding]] = {}
+    finite, wrong = any(each.telling for each in wrong), list(wrong)
     for suspect in suspects:
-        if _screened(suspect, wrong) and (scope := scope_of(suspect, core)) is not None:
+        if _survives(suspect, wrong) and (scope := scope_of(suspect, core)) is not None:
+            if not finite and not _overflows_alike(suspect, core, ask):
+                continue
             name, units = scope
             where = f" This is so {name} only." if name else ""
-            finding = Finding("+".join(suspect.ids), suspect.sentence + where, round(units, 3))
+            finding = _finding("+".join(suspect.ids), units, suspect.sentence + where)
             effort = (bool(name), suspect.forward is not suspect.backward)
-            if finding.mistake not in found or effort < found[finding.mistake][0]:
-                found[finding.mistake] = (effort, finding)
+            key = frozenset(suspect.ids)
+            if key not in found or effort < found[key][0]:
+                found[key] = (effort, finding)
     least = min((effort for effort, _ in found.values()), default=None)
     simplest = [finding for effort, finding in found.values() if effort == least]
     return sorted(simplest, key=lambda finding: finding.agreement_units)
 
 
-def _singles(core: Sequence[Observed], wrong: Sequence[Observed]) -> list[Finding]:
-    return _held(_suspects(wrong), core, wrong)
+def _overflows_alike(
+    suspect: Suspect, core: Sequence[Observed], ask: Callable[[Case, str], Answer] | None
+) -> bool:
+    """Where all wrong numbers are infinite or NaN: whether it also overflows where nothing else would.
+
+    Larger logits, and a higher power: at least one makes the suspect overflow, and the subject does so there
+    and nowhere else.
+    """
+    quiet = [e for e in core if not e.wrong and e.case.stages and np.ndim(e.case.grad_output) == 0]
+    quiet = [e for e in quiet if e.case.all_options["reduction"] != "none" and e.right.value[0] > 0]
+    if ask is None or not quiet:
+        return False
+    plain = min(quiet, key=lambda e: (-len(e.case.stages), len(e.case.asks_for())))
+    louder = dataclasses.replace(plain.case, name="louder", logits=plain.case.logits + LOUD)
+    higher = dataclasses.replace(plain.case, name="higher", options={**plain.case.options, "p": HIGH})
+    told = []
+    for case in (louder, higher):
+        predicted = suspect.value(dataclasses.replace(plain, case=case))
+        try:
+            got = ask(case, plain.dtype).value
+        except Exception:  # a subject's own
+            return False
+        told.append((bool(np.isfinite(predicted).all()), bool(np.isfinite(got).all())))
+    return any(not predicted for predicted, _ in told) and all(a == b for a, b in told)
 
 
 def _narrow(core: Sequence[Observed]) -> list[Finding]:
     """Right in float32, and right to float32 in float64."""
-    mistake = BY_ID["single-precision-inside"]
     wide = [each for each in core if each.dtype == "float64"]
     if not any(each.wrong for each in wide) or any(each.wrong for each in core if each.dtype == "float32"):
         return []
@@ -176,7 +216,7 @@ def _narrow(core: Sequence[Observed]) -> list[Finding]:
     if any(each.wrong for each in narrow):
         return []
     off = max(max(e.value_apart(e.right.value[0]), e.grad_apart(e.right.grad[0])) for e in narrow)
-    return [Finding(mistake.id, mistake.sentence, round(off, 3))]
+    return [_finding("single-precision-inside", off)]
 
 
 def _fitted(core: Sequence[Observed], wrong: list[Observed]) -> list[Finding]:
@@ -185,97 +225,14 @@ def _fitted(core: Sequence[Observed], wrong: list[Observed]) -> list[Finding]:
     return [] if found is None else [Finding(found[0], found[1], round(found[2], 3))]
 
 
-def _of_memory(seen: Sequence[Observed]) -> list[Finding]:
-    """Replay all calls in their order."""
-    found = []
-    for mistake in CATALOGUE:
-        if mistake.stage != "state":
-            continue
-        form, off = mistake.form(), 0.0
-        for each in seen:
-            given = each.case.given_logits.astype(working(each.dtype)), each.case.labels.copy()
-            with np.errstate(all="ignore"):
-                value, grad = form(*given, **each.case.arguments)
-            if each.case.core:
-                off = max(off, each.value_apart(value), each.grad_apart(grad))
-            if off > AGREES:
-                break
-        else:
-            found.append(Finding(mistake.id, mistake.sentence, round(off, 3)))
-    return found
-
-
-def _mixed(core: Sequence[Observed], wrong: list[Observed]) -> list[Finding]:
-    """One mistake in the loss and another in the formulas of the gradient."""
-    value_wrong = [each for each in wrong if each.value_wrong]
-    if not value_wrong:
-        return []
-    losses = []
-    for mistake in CATALOGUE:
-        if mistake.forward:
-            form = mistake.form()
-            suspect = Suspect((mistake.id,), mistake.sentence, form, form, mistake.dtypes)
-            if all(suspect.apart(each, "value") <= AGREES for each in (*value_wrong[:SCREENS], *core)):
-                losses.append((mistake, form))
-
-    def suspects() -> Iterator[Suspect]:
-        for loss, forward in losses:
-            for other in CATALOGUE:
-                if other.stage == "state" or other is loss:
-                    continue
-                if not other.forward:
-                    both = type("Both", (other.form, loss.form), {})()
-                    yield _pair(loss, other, forward, both)
-                    yield _pair(loss, other, forward, other.form())
-                else:
-                    yield _pair(loss, other, forward, other.form())
-
-    return _held(suspects(), core, wrong)
-
-
-def _pair(one: Mistake, two: Mistake, forward: Textbook, backward: Textbook) -> Suspect:
-    return Suspect((one.id, two.id), f"{one.sentence} And: {two.sentence}", forward, backward)
-
-
-def _pieces(mistake: Mistake) -> set[str]:
-    return {name for name in vars(mistake.form) if not name.startswith("__")}
-
-
-def _pairs(core: Sequence[Observed], wrong: list[Observed], thorough: bool) -> list[Finding]:
-    """Two mistakes at once, both in the loss or both in the gradient."""
-    values_right = not any(each.value_wrong for each in wrong)
-    eligible = [m for m in CATALOGUE if m.stage != "state" and m.forward != values_right]
-    # spread over the cases: where only one of two mistakes acts, that one is seen alone
-    probes = wrong[:: max(1, len(wrong) // PROBED)][:PROBED]
-    what = "both" if values_right else "value"
-    half_right = []
-    for mistake in eligible:
-        form = mistake.form()
-        suspect = Suspect((mistake.id,), "", form, form)
-        agree = sum(suspect.apart(each, what) <= AGREES for each in probes)
-        if agree:
-            half_right.append((agree, mistake))
-    half_right.sort(key=lambda pair: -pair[0])
-    firsts = [mistake for _, mistake in half_right[:PARTNERS]]
-    if not firsts and thorough:
-        firsts = eligible
-
-    def suspects() -> Iterator[Suspect]:
-        tried = set()
-        for one in firsts:
-            for two in eligible:
-                for first, second in ((one, two), (two, one)):
-                    key = (first.id, second.id)
-                    if one is two or key in tried or issubclass(first.form, second.form):
-                        continue
-                    if issubclass(second.form, first.form):
-                        continue
-                    if (second.id, first.id) in tried and not (_pieces(first) & _pieces(second)):
-                        continue  # the order is no matter
-                    tried.add(key)
-                    form = type("Pair", (first.form, second.form), {})()
-                    yield _pair(first, second, form, form)
-
-    found = _held(suspects(), core, wrong)
-    once = {frozenset(each.mistake.split("+")): each for each in reversed(found)}
-    return sorted(once.values(), key=lambda each: each.agreement_units)
+def _partly(
+    core: Sequence[Observed], order: Iterable[tuple[int, Suspect]], values_wrong: bool
+) -> list[Finding]:
+    """A mistake that has most of the numbers; of several, those that have as many as any."""
+    found: list[Part] = []
+    if values_wrong:
+        found = parts(core, ranked(core, "both"), "both")
+    found = found or parts(core, order, "value" if values_wrong else "both")
+    best = [part for part in found if part.share == found[0].share]
+    named = {part.suspect.ids[0]: _finding(part.suspect.ids[0], part.units, part.sentence()) for part in best}
+    return list(named.values())

@@ -37,12 +37,15 @@ class _Factor(Suspect):
         object.__setattr__(self, "of", of)
         object.__setattr__(self, "what", what)
 
-    def predict(self, seen: Observed) -> tuple[Any, Any]:
-        factor = self.of(seen)  # type: ignore[attr-defined]
-        value = factor if self.what != "gradient" else 1.0  # type: ignore[attr-defined]
-        grad = factor if self.what != "value" else 1.0  # type: ignore[attr-defined]
+    def value(self, seen: Observed) -> Any:
+        factor = self.of(seen) if self.what != "gradient" else 1.0  # type: ignore[attr-defined]
         with np.errstate(all="ignore"):
-            return seen.right.value[0] * value, seen.right.grad[0] * grad
+            return seen.right.value[0] * factor
+
+    def grad(self, seen: Observed) -> Any:
+        factor = self.of(seen) if self.what != "value" else 1.0  # type: ignore[attr-defined]
+        with np.errstate(all="ignore"):
+            return seen.right.grad[0] * factor
 
 
 def _quantities(seen: Observed) -> Mapping[str, float]:

@@ -56,7 +56,7 @@ def measure(
         if got != expected:
             name = {"value": "value", "grad": "gradient"}[what]
             return result("differs", math.inf, math.inf, f"{name} of shape {got}, expected {expected}"), None
-    unit = _unit(case, dtype, right) if unit is None else unit
+    unit = unit_of(case, dtype, right) if unit is None else unit
     value_units = in_units(answer.value, right.value, unit.value)
     grad_units = in_units(answer.grad, right.grad, unit.grad)
     value, grad = float(value_units.max(initial=0)), float(grad_units.max(initial=0))
@@ -75,7 +75,8 @@ def told(error: Exception) -> str:
 
 
 @functools.cache
-def _unit(case: Case, dtype: str, right: Golden) -> Units:
+def unit_of(case: Case, dtype: str, right: Golden) -> Units:
+    """The error unit of a case, worked out once."""
     return error_unit(case, dtype, right.value[0], right.grad[0])
 
 

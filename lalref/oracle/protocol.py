@@ -33,6 +33,7 @@ CASES_THAT_SHOW = {
     "tied logits": "tied-logits",
     "logits of -1000 and 1000": "thousands",
 }
+IN_MEMORY = "arrays in memory"
 NOT_CORE = ("same bits again", "nearly perfect predictions", "jax.jit", "jax.vmap", "tf.function")
 
 Asked = Mapping[str, tuple[Case, Golden]]
@@ -159,6 +160,6 @@ def _laid_out(subject: Subject, layout: str, asked: list[tuple[Case, Golden]], d
         except UsageError:
             raise
         except Exception as error:
-            return Row(f"arrays in memory: {layout}", "differs", told(error))
+            return Row(f"{IN_MEMORY}: {layout}", "differs", told(error))
         results.append(measure(answer, case, dtype, "", right)[0])
-    return _of(f"arrays in memory: {layout}", results)
+    return _of(f"{IN_MEMORY}: {layout}", results)

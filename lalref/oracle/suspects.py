@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -20,12 +20,14 @@ from lalref.oracle.call import Answer
 from lalref.oracle.case import Case
 from lalref.oracle.golden import Golden
 from lalref.oracle.inputs import FloatArray
-from lalref.oracle.mistakes import Mistake, Textbook, evaluate
-from lalref.oracle.units import Units, error_unit
+from lalref.oracle.judge import unit_of
+from lalref.oracle.mistakes import CATALOGUE, Mistake, Textbook, evaluated
+from lalref.oracle.units import Units
 
 AGREES = 16.0  # units: within this an answer is what a suspect would have given
 EXPLAINS = 8.0  # by which factor a suspect has to be nearer than the right answer
 ROUNDING = 64.0  # eps of the predicted size are granted besides
+RIGHT = Textbook()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class Observed:
     @functools.cached_property
     def unit(self) -> Units:
         """Of the right answer."""
-        return error_unit(self.case, self.dtype, self.right.value[0], self.right.grad[0])
+        return unit_of(self.case, self.dtype, self.right)
 
     @functools.cached_property
     def value_off(self) -> float:
@@ -66,6 +68,13 @@ class Observed:
     def wrong(self) -> bool:
         """Whether either is wrong."""
         return self.value_wrong or self.grad_wrong
+
+    @functools.cached_property
+    def telling(self) -> bool:
+        """Whether a wrong number of it is finite: NaN and infinity come about in too many ways to be evidence."""
+        return (self.value_wrong and bool(np.isfinite(self.answer.value).all())) or (
+            self.grad_wrong and bool(np.isfinite(self.answer.grad).all())
+        )
 
     def value_apart(self, predicted: Any) -> float:
         """How many units the value is off a predicted one."""
@@ -114,44 +123,64 @@ class Suspect:
     forward: Textbook | None  # None: the value is the right one, the gradient that of the other loss
     backward: Textbook | None  # None: the gradient is the right one
     dtypes: tuple[str, ...] = ("float32", "float64")
-    memo: dict[Any, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    values: dict[Any, Any] = dataclasses.field(default_factory=dict)  # shared by suspects of one forward
+    started: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    grads: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def predict(self, seen: Observed) -> tuple[Any, Any]:
-        """Value and gradient that it would have given."""
+    def value(self, seen: Observed) -> Any:
+        """The value that it would have given."""
+        if self.forward is None:
+            return seen.right.value[0]
         key = (seen.case.name, seen.dtype)
-        if key not in self.memo:
+        if key not in self.values:
+            self.values[key] = self._start(seen)[0]
+        return self.values[key]
+
+    def grad(self, seen: Observed) -> Any:
+        """The gradient that it would have given."""
+        if self.backward is None:
+            return seen.right.grad[0]
+        key = (seen.case.name, seen.dtype)
+        if key not in self.grads:
+            with np.errstate(all="ignore"):
+                self.grads[key] = self._start(seen)[1]()
+            self.started.clear()
+        return self.grads[key]
+
+    def _start(self, seen: Observed) -> tuple[Any, Callable[[], Any]]:
+        key = (seen.case.name, seen.dtype)
+        if key not in self.started:
+            case, logits = seen.case, seen.case.given_logits.astype(working(seen.dtype))
+            forward, backward = self.forward or self.backward, self.backward or self.forward
+            assert forward is not None
+            assert backward is not None
             with np.errstate(all="ignore"):
                 try:
-                    found = self._evaluated(seen)
+                    found = evaluated(forward, backward, logits, case.labels.copy(), case.arguments)
                 except (ValueError, IndexError):  # shapes that this mistake can't serve
-                    found = (np.full(1, math.nan), np.full(1, math.nan))
-            self.memo[key] = found
-        return self.memo[key]
-
-    def _evaluated(self, seen: Observed) -> tuple[Any, Any]:
-        case, logits = seen.case, seen.case.given_logits.astype(working(seen.dtype))
-        forward, backward = self.forward or self.backward, self.backward or self.forward
-        assert forward is not None
-        assert backward is not None
-        value, grad = evaluate(forward, backward, logits, case.labels.copy(), case.arguments)
-        return (
-            seen.right.value[0] if self.forward is None else value,
-            seen.right.grad[0] if self.backward is None else grad,
-        )
+                    nothing = np.full(1, math.nan)
+                    found = nothing, lambda: nothing
+            self.started.clear()  # one at a time: each holds the matrices of its case
+            self.started[key] = found
+        return self.started[key]  # type: ignore[no-any-return]
 
     def apart(self, seen: Observed, what: str = "both") -> float:
         """How many units an answer is off its prediction, of the value, the gradient or both.
 
-        Infinite where the prediction is not much nearer than the right answer: it explains nothing then.
+        Infinite where the prediction is not much nearer than the right answer: it explains nothing then. The
+        gradient is not looked at where the value is off.
         """
-        value, grad = self.predict(seen)
-        pairs = []
+        most = 0.0
         if what != "grad":
-            pairs.append((seen.value_apart(value), seen.value_off))
-        if what != "value":
-            pairs.append((seen.grad_apart(grad), seen.grad_off))
-        explained = all(off <= far / EXPLAINS or far <= AGREES for off, far in pairs)
-        return max(off for off, _ in pairs) if explained else math.inf
+            most = _explained(seen.value_apart(self.value(seen)), seen.value_off)
+        if what != "value" and most <= AGREES:
+            most = max(most, _explained(seen.grad_apart(self.grad(seen)), seen.grad_off))
+        return most
+
+
+def _explained(off: float, far: float) -> float:
+    """`off` where it is much nearer than the right answer, which is `far`."""
+    return off if off <= far / EXPLAINS or far <= AGREES else math.inf
 
 
 SCOPES: Mapping[str, Callable[[dict[str, Any]], bool]] = {
@@ -180,52 +209,59 @@ def scope_of(suspect: Suspect, seen: Sequence[Observed]) -> tuple[str, float] | 
     (scope, units) or None
         A key of `SCOPES`; None where no scope divides the answers so.
     """
-    hits: list[tuple[Observed, float]] = []
-    strictly: list[Observed] = []  # answers that are the suspect's and not right, or right and not its
+    wrong = [each for each in seen if each.wrong]
+    if not all(each.dtype in suspect.dtypes and suspect.apart(each) <= AGREES for each in wrong):
+        return None
+    scopes = [name for name, within in SCOPES.items() if all(within(e.case.all_options) for e in wrong)]
     for each in seen:
-        if each.dtype not in suspect.dtypes:
-            if each.wrong:
+        if not each.wrong and each.dtype in suspect.dtypes and suspect.apart(each) > AGREES:
+            scopes = [name for name in scopes if not SCOPES[name](each.case.all_options)]
+            if not scopes:
                 return None
-            continue
-        off = suspect.apart(each)
-        if off > AGREES and each.wrong:
-            return None
-        if each.wrong:
-            strictly.append(each)
-        hits.append((each, off))
-    for name, within in SCOPES.items():
-        inside = [(each, off) for each, off in hits if within(each.case.all_options)]
-        if all(within(each.case.all_options) for each in strictly) and all(
-            off <= AGREES for _, off in inside
-        ):
-            return name, max((off for _, off in inside), default=0.0)
-    return None
+    inside = [e for e in seen if e.dtype in suspect.dtypes and SCOPES[scopes[0]](e.case.all_options)]
+    return scopes[0], max((suspect.apart(each) for each in inside), default=0.0)
 
 
 def telling_first(seen: Iterable[Observed]) -> list[Observed]:
     """Wrong answers in the order in which they exclude most for least work."""
 
     def rank(each: Observed) -> tuple[bool, bool, int, int]:
-        finite = bool(np.isfinite(each.answer.grad).all() and np.isfinite(each.answer.value).all())
-        return not finite, each.dtype != "float64", each.case.logits.size, len(each.case.asks_for())
+        return not each.telling, each.dtype != "float64", each.case.logits.size, len(each.case.asks_for())
 
     return sorted((each for each in seen if each.wrong), key=rank)
 
 
-def suspects_of(mistake: Mistake, values_wrong: bool, grads_wrong: bool) -> list[Suspect]:
+def suspects_of(mistake: Mistake, values_wrong: bool, grads_wrong: bool) -> Iterator[Suspect]:
     """A mistake in all, in the loss alone or in the gradient's formulas alone: what can explain such answers."""
-    right, form, its = Textbook(), mistake.form(), mistake.sentence[0].lower() + mistake.sentence[1:-1]
+    its = mistake.sentence[0].lower() + mistake.sentence[1:-1]
+    for kind in mistake.forms:
+        form, values = kind(), dict[Any, Any]()
 
-    def suspect(sentence: str, forward: Textbook | None, backward: Textbook | None) -> Suspect:
-        return Suspect((mistake.id,), sentence, forward, backward, mistake.dtypes)
+        def suspect(
+            sentence: str, forward: Textbook | None, backward: Textbook | None, values: Any = values
+        ) -> Suspect:
+            return Suspect((mistake.id,), sentence, forward, backward, mistake.dtypes, values)
 
-    if not mistake.forward:
-        return [suspect(mistake.sentence, form, form)] if grads_wrong and not values_wrong else []
-    if not values_wrong:
-        sentence = f"In the gradient alone, {its}; your loss is right."
-        return [suspect(sentence, right, form), suspect(sentence, None, form)]
-    if not grads_wrong:
-        sentence = f"In the loss alone, {its}; your gradient is right."
-        return [suspect(sentence, form, right), suspect(sentence, form, None)]
-    sentence = f"In the loss alone, {its}; the formulas of your gradient are right."
-    return [suspect(mistake.sentence, form, form), suspect(sentence, form, right)]
+        if not mistake.forward:
+            if grads_wrong and not values_wrong:
+                yield suspect(mistake.sentence, form, form)
+        elif not values_wrong:
+            sentence = f"In the gradient alone, {its}; your loss is right."
+            yield suspect(sentence, RIGHT, form)
+            yield suspect(sentence, None, form)
+        elif not grads_wrong:
+            sentence = f"In the loss alone, {its}; your gradient is right."
+            yield suspect(sentence, form, RIGHT)
+            yield suspect(sentence, form, None)
+        else:
+            yield suspect(mistake.sentence, form, form)
+            sentence = f"In the loss alone, {its}; the formulas of your gradient are right."
+            yield suspect(sentence, form, RIGHT)
+
+
+def all_suspects(wrong: Sequence[Observed]) -> Iterator[Suspect]:
+    """Those of every mistake that is not one of memory."""
+    values, grads = any(each.value_wrong for each in wrong), any(each.grad_wrong for each in wrong)
+    for mistake in CATALOGUE:
+        if mistake.stage != "state":
+            yield from suspects_of(mistake, values, grads)

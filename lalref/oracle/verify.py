@@ -154,11 +154,12 @@ def verify(
             "name other values that it has built in with --fixed name=value,... (fixed= in Python)"
         )
     diagnosis = None
-    if any(r.outcome == "differs" and not r.feature for r in results) and kept:
-        from lalref.oracle.diagnose import Observed, diagnose  # needed by the wrong alone
+    if verdict == "wrong":
+        from lalref.oracle.diagnose import Observed, diagnose, of_layouts  # needed by the wrong alone
 
         told = [Observed(case, each, answer, answers[case.name]) for case, each, answer in kept]
-        diagnosis = diagnose(told, subject)
+        core = any(r.outcome == "differs" and not r.feature for r in results)
+        diagnosis = diagnose(told, subject) if core and told else of_layouts(rows)
     shrunk = None
     failing = [r for r in results if r.decides(strict) and r.outcome != "holds"]
     by_name = {case.name: case for case in taken.values()}

@@ -95,7 +95,7 @@ class DistanceNotSquared(Textbook):
     "DiegoCatalano/Catalano-Framework#50",
 )
 class GaussianDensity(Textbook):
-    """Your weight carries the factor 1/(sigma √(2π)) of a density, which normalize="count" does not cancel."""
+    """Your weight carries a density's factor, as 1/(sigma √(2π)), which normalize="count" does not cancel."""
 
     def weight(self, d: Array, sigma: float) -> Array:
         return super().weight(d, sigma) / (sigma * np.sqrt(2 * np.pi)).astype(d.dtype)

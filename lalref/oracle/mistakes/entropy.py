@@ -84,16 +84,19 @@ class SoftmaxTwice(Textbook):
 
 @mistake(
     "entropy",
-    "softmax over the pixels of an image, class by class",
+    "softmax over the pixels of a row, class by class",
     "dim=-1, or the dimension of another layout.",
     "HRNet/HRNet-Semantic-Segmentation#271",
 )
 class SoftmaxOverPixels(Textbook):
-    """Your softmax runs over the last spatial axis, not over the classes."""
+    """Your softmax runs over pixels, as along the last axis, not over the classes."""
+
+    def rows(self, s: Scene) -> Array:
+        """(Q,), a number for each set of pixels that share a softmax."""
+        return np.unique(s.at[:, :-1] if s.at.shape[1] > 1 else s.at, axis=0, return_inverse=True)[1]
 
     def log_softmax(self, z: Traced, s: Scene) -> Traced:
-        length = s.shape[-1] if len(s.shape) > 1 else 1
-        rows = np.arange(len(z.value)) // length  # pixels of one image row share a softmax
+        rows = self.rows(s).reshape(-1)
         together = (rows[:, None] == rows).astype(z.value.dtype)
         top = np.full((rows.max(initial=0) + 1, z.value.shape[1]), -math.inf, z.value.dtype)
         np.maximum.at(top, rows, z.value)
@@ -185,7 +188,11 @@ class FocalFactor(Textbook):
 
     def cross_entropy(self, z: Traced, g: Groups, s: Scene) -> Traced:
         ell = super().cross_entropy(z, g, s)
-        return ell * (1 - exp(-ell)) ** 2
+        return ell * self.factor(ell)
+
+    def factor(self, ell: Traced) -> Traced:
+        """(Q,)"""
+        return (1 - exp(-ell)) ** 2
 
 
 # ---- target
@@ -251,12 +258,12 @@ class KeepsTooLittleOfTheLabel(Textbook):
 
 @mistake(
     "target",
-    "t = (1 − α) onehot(y) + 1 / C",
+    "t = (1 − α) onehot(y) + 1 / C where α > 0",
     "The uniform part is not scaled by alpha.",
     "TimDettmers/ConvE#55",
 )
 class UniformPartNotScaled(Textbook):
-    """Your uniform part is 1 / C and not alpha / C, wherever there is smoothing."""
+    """Your uniform part is 1 / C and not alpha / C."""
 
     def target(self, s: Scene) -> Array:
         alpha = s.o["label_smoothing"]
@@ -265,12 +272,12 @@ class UniformPartNotScaled(Textbook):
 
 @mistake(
     "target",
-    "t = α onehot(y) + (1 − α) / C",
+    "t = α onehot(y) + (1 − α) / C where α > 0",
     "Confidence and smoothing change places.",
     "paiml/aprender#2199",
 )
 class SmoothingTurnedRound(Textbook):
-    """Your alpha is on the label and 1 - alpha on the uniform part, wherever there is smoothing."""
+    """Your alpha is on the label and 1 - alpha on the uniform part."""
 
     def target(self, s: Scene) -> Array:
         alpha = s.o["label_smoothing"]

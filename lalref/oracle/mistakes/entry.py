@@ -30,6 +30,14 @@ STAGE_OF = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Variant:
+    """Another form of the same mistake: what its sentence describes just as well."""
+
+    formula: str  # where it differs from the entry's own
+    form: type[Textbook]
+
+
+@dataclasses.dataclass(frozen=True)
 class Mistake:
     """One single mistake.
 
@@ -52,6 +60,8 @@ class Mistake:
         The textbook with this mistake in it: make one for a fresh subject.
     dtypes : tuple of str
         Those of the logits in which it is a mistake.
+    variants : tuple of Variant
+        Other forms of it, for people differ in what becomes of a lonely pixel, a kernel of 1, a stride.
     """
 
     id: str
@@ -62,6 +72,12 @@ class Mistake:
     source: str
     form: type[Textbook]
     dtypes: tuple[str, ...] = ("float32", "float64")
+    variants: tuple[Variant, ...] = ()
+
+    @property
+    def forms(self) -> tuple[type[Textbook], ...]:
+        """All of its forms, its own first."""
+        return (self.form, *(variant.form for variant in self.variants))
 
     @property
     def stage(self) -> str:
@@ -96,3 +112,16 @@ def collector(into: list[Mistake]) -> Callable[..., Callable[[_Form], _Form]]:
         return collect
 
     return mistake
+
+
+def variants_into(into: dict[str, tuple[Variant, ...]]) -> Callable[[str, str], Callable[[_Form], _Form]]:
+    """Return a decorator that writes a class down in `into`, under the id of the mistake that it is a form of."""
+
+    def also(mistake: str, formula: str) -> Callable[[_Form], _Form]:
+        def collect(form: _Form) -> _Form:
+            into[mistake] = (*into.get(mistake, ()), Variant(formula, form))
+            return form
+
+        return collect
+
+    return also

@@ -35,7 +35,7 @@ class ReadsEveryClassButVoid(Textbook):
 
 @mistake("membership", "y_q ≠ y_p", "The comparison is turned round; the centre is kept.")
 class ReadsOtherClasses(Textbook):
-    """Your window averages the pixels of the other classes with its centre: the comparison is turned round."""
+    """Your window averages the pixels of the other classes: the comparison is turned round."""
 
     def joins(self, q: Array, s: Scene) -> Array:
         centre = q == np.arange(len(s.y))[:, None]

@@ -12,7 +12,6 @@ one of the pieces named ``…_back``. No engine, no truth and no error unit may 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,49 +19,12 @@ from typing import Any
 import numpy as np
 
 from lalref.oracle.case import ARGUMENTS
+from lalref.oracle.mistakes.scene import Array, Groups, Scene, Vjp
 from lalref.oracle.mistakes.tape import Traced, column, exp, linear, log, vjp, where
 
-Array = Any  # np.ndarray of the working dtype; NumPy's type stubs lose track of it
-Vjp = Callable[[Array], Array]
-
+__all__ = ["Array", "Groups", "Scene", "Textbook", "Vjp", "evaluate", "evaluated"]
 
 STAGES_OF = {"logits": ("pool", "cross_entropy"), "probabilities": ("probability", "pool", "negative_log")}
-
-
-@dataclasses.dataclass
-class Scene:
-    """Inputs as every piece finds them: options by name, labels and positions of all pixels in one list."""
-
-    o: dict[str, Any]
-    dtype: Any
-    shape: tuple[int, ...]  # (N, *S)
-    C: int
-    y: Array  # (Q,)
-    at: Array  # (Q, 1 + axes), image and position
-    x: Array = None  # (Q, C), 0 in ignored pixels
-
-    @property
-    def size(self) -> Array:
-        """(axes,) extent of an image."""
-        return np.array(self.shape[1:], int)
-
-    def per_axis(self, name: str) -> Array:
-        """kernel_size or stride, (axes,)."""
-        value = self.o[name]
-        axes = len(self.shape) - 1
-        return np.array([value] * axes if np.ndim(value) == 0 else value, int)
-
-
-@dataclasses.dataclass
-class Groups:
-    """Stage 1's matrices: windows by pixels."""
-
-    w: Array  # (Q, Q), weights, 0 outside the group
-    members: Array  # (Q, Q), how often a pixel is a member: 0 or 1, unless there is a mistake
-    D: Array  # (Q,)
-    valid: Array  # (Q,)
-    omega: Array  # (Q,), 0 where not valid
-    ignored: Array  # (Q,)
 
 
 class Textbook:
@@ -97,6 +59,10 @@ class Textbook:
     def ignored(self, s: Scene) -> Array:
         """(Q,)"""
         return np.isin(s.y, [] if s.o["ignore_index"] is None else s.o["ignore_index"])
+
+    def hidden(self, s: Scene) -> Array:
+        """(Q,), pixels whose logits are read as 0 and get no gradient: the ignored ones."""
+        return self.ignored(s)
 
     def classes(self, s: Scene) -> Array:
         """(Q, C), the label one-hot; zeros where it is no class."""
@@ -294,35 +260,46 @@ def evaluate(
     forward: Textbook, backward: Textbook, logits: Array, labels: Array, options: Mapping[str, Any]
 ) -> tuple[Array, Array]:
     """Value by `forward`; gradient by the formulas of `backward`, at the intermediate numbers of `forward`."""
+    value, gradient = evaluated(forward, backward, logits, labels, options)
+    return value, gradient()
+
+
+def evaluated(
+    forward: Textbook, backward: Textbook, logits: Array, labels: Array, options: Mapping[str, Any]
+) -> tuple[Array, Callable[[], Array]]:
+    """The value, and what gives its gradient: half of the work, where nobody wants that."""
     s, g = _read(forward, logits, labels, options)
-    t, h = (s, g) if backward is forward else _read(backward, logits, labels, options)
     mapped = s.o["reduction"] == "none"
     last = "window_map" if mapped else "minkowski"
-    v, backs = s.x, []
+    v, steps = s.x, []
     for stage in (*STAGES_OF[s.o["space"]], last):
         if stage == last:
             v = np.where(g.valid, v, 0)
         made, back = vjp(_bound(forward, stage, g, s), v)
-        if backward is not forward:
-            _, back = vjp(_bound(backward, stage, h, t), v)
-        backs.append((getattr(backward, f"{stage}_back"), back, v))
+        steps.append((stage, v, back))
         v = made
 
-    value, bar = v, np.asarray(options.get("grad_output", 1.0), s.dtype)
+    value, given = v, np.asarray(options.get("grad_output", 1.0), s.dtype)
     if mapped:
-        value, bar = _on_map(v, bar, g, s)
+        value, given = _on_map(v, given, g, s)
     elif not g.valid.any():
         value = s.dtype(forward.empty(s))
-    bar = backward.upstream(bar, t)
-    for hook, back, x in reversed(backs):
-        bar = hook(bar, back, x, h, t)
-        if x.ndim == 1:  # of each ell
-            bar = np.where(h.valid, bar, 0).astype(s.dtype)
-    # an ignored pixel is a constant 0 on the tape
-    x_bar = backward.finish(np.where(h.ignored[:, None], 0, bar), h, t)
-    grad = np.zeros(logits.size, s.dtype)
-    np.add.at(grad, backward.gradient_layout(logits.shape, t.o["axis"]), x_bar)
-    return value, grad.reshape(logits.shape).astype(logits.dtype)
+
+    def gradient() -> Array:
+        t, h = (s, g) if backward is forward else _read(backward, logits, labels, options)
+        bar = backward.upstream(given, t)
+        for stage, x, own in reversed(steps):
+            back = own if backward is forward else vjp(_bound(backward, stage, h, t), x)[1]
+            bar = getattr(backward, f"{stage}_back")(bar, back, x, h, t)
+            if x.ndim == 1:  # of each ell
+                bar = np.where(h.valid, bar, 0).astype(s.dtype)
+        # a hidden pixel is a constant 0 on the tape
+        x_bar = backward.finish(np.where(backward.hidden(t)[:, None], 0, bar), h, t)
+        grad = np.zeros(logits.size, s.dtype)
+        np.add.at(grad, backward.gradient_layout(logits.shape, t.o["axis"]), x_bar)
+        return grad.reshape(logits.shape).astype(logits.dtype)
+
+    return value, gradient
 
 
 def _bound(form: Textbook, stage: str, g: Groups, s: Scene) -> Callable[[Traced], Traced]:
@@ -336,7 +313,7 @@ def _read(form: Textbook, logits: Array, labels: Array, options: Mapping[str, An
     s = Scene(o, form.precision(logits.dtype), labels.shape, logits.shape[axis], labels, at)
     s.y = form.labels(labels, s)
     x = logits.reshape(-1).astype(s.dtype)[form.layout(logits.shape, axis)]
-    s.x = np.where(form.ignored(s)[:, None], 0, x).astype(s.dtype)
+    s.x = np.where(form.hidden(s)[:, None], 0, x).astype(s.dtype)
     return s, form.groups(s)
 
 

@@ -168,7 +168,7 @@ class RepeatsTheBorder(Textbook):
     "Padding with mode='reflect' is the default of many image filters.",
 )
 class MirrorsTheBorder(Textbook):
-    """Your window is mirrored where it leaves the image, as padding with mode="symmetric" does."""
+    """Your window is mirrored where it leaves the image, as padding with "symmetric" or "reflect" does."""
 
     def neighbours(self, offsets: Array, s: Scene) -> Array:
         there = (s.at[:, None, 1:] + offsets) % (2 * s.size)
@@ -191,11 +191,11 @@ class NoWindowsAtTheBorder(Textbook):
 
 @mistake(
     "window",
-    "the cell δ = 0 is left out",
+    "the cell δ = 0 is left out where there is another",
     "A 'neighbourhood' is taken without the pixel itself.",
 )
 class LeavesOutTheCentre(Textbook):
-    """Your window averages the neighbours without the pixel itself, unless it has none."""
+    """Your window averages the neighbours without the pixel itself."""
 
     def matrices(self, q: Array, member: Array, cells: Array, s: Scene) -> tuple[Array, Array]:
         others = member & (q != np.arange(len(s.y))[:, None])

@@ -1,0 +1,328 @@
+"""Other forms of mistakes in reading, in stage 2 and in stage 3: what people write differently.
+
+Only forms of entries in `reading`, `entropy` and `minkowski` may come in, each as the change that sets it apart.
+"""
+
+# mypy: disable-error-code="no-any-return"
+# An operation between a Traced and an array, which is Any, is Any to mypy, and a Traced to Python.
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from lalref.oracle.mistakes import entropy, minkowski, reading
+from lalref.oracle.mistakes.entry import Variant, variants_into
+from lalref.oracle.mistakes.tape import Traced, column, exp, where
+from lalref.oracle.mistakes.textbook import Array, Groups, Scene, Textbook, Vjp
+
+LOSS_FORMS: dict[str, tuple[Variant, ...]] = {}
+also = variants_into(LOSS_FORMS)
+
+# ---- reading
+
+
+@also("height-and-width-swapped", "the other way round: (N, C, H, W) read as (N, C, W, H)")
+class WidthAndHeightSwapped(Textbook):
+    def layout(self, shape: tuple[int, ...], axis: int) -> Array:
+        first = np.moveaxis(np.arange(math.prod(shape)).reshape(shape), axis, -1)  # (N, *S, C)
+        return (
+            np.swapaxes(first, 1, -2).reshape(-1, shape[axis])
+            if len(shape) > 3
+            else super().layout(shape, axis)
+        )
+
+
+@also("labels-transposed", "the other way round: y_k of the transposed image")
+class LabelsReadAcross(Textbook):
+    def labels(self, labels: Array, s: Scene) -> Array:
+        return (
+            np.swapaxes(labels, 1, -1).reshape(-1).astype(int)
+            if labels.ndim > 2
+            else super().labels(labels, s)
+        )
+
+
+@also("labels-as-signed-bytes", "−1 indexes the last class, and groups with itself")
+class MinusOneIsLast(Textbook):
+    def labels(self, labels: Array, s: Scene) -> Array:
+        return labels.reshape(-1).astype(np.int8).astype(int)
+
+    def classes(self, s: Scene) -> Array:
+        return super().classes(_wrapped(s))
+
+    def class_weight(self, s: Scene) -> Array:
+        return super().class_weight(_wrapped(s))
+
+    def own(self, v: Traced, s: Scene) -> Traced:
+        return super().own(v, _wrapped(s))
+
+
+def _wrapped(s: Scene) -> Scene:
+    """Labels as indices that count from the end where they are negative."""
+    return dataclasses.replace(s, y=np.where(s.y < 0, s.y + s.C, s.y))
+
+
+@also("labels-as-unsigned-bytes", "an index too large is that of the last class")
+class IndexClamped(reading.LabelsAsUnsignedBytes):
+    def classes(self, s: Scene) -> Array:
+        return super().classes(dataclasses.replace(s, y=np.clip(s.y, 0, s.C - 1)))
+
+
+# ---- space
+
+
+@also("pools-the-losses", "in both spaces")
+class PoolsTheLossesOfBothSpaces(entropy.AverageOfLogarithms, entropy.PoolsTheLosses):
+    pass
+
+
+# ---- cross-entropy
+
+
+@also("softmax-twice", "z = (1/D) Σ w softmax(x)")
+class SoftmaxBeforePooling(Textbook):
+    def pool(self, x: Traced, g: Groups, s: Scene) -> Traced:
+        return super().pool(exp(self.log_softmax(x, s)) if s.o["space"] == "logits" else x, g, s)
+
+    def probability(self, x: Traced, g: Groups, s: Scene) -> Traced:
+        return super().probability(exp(self.log_softmax(x, s)), g, s)
+
+
+class _DividedEverywhere(Textbook):
+    def groups(self, s: Scene) -> Groups:
+        g = super().groups(s)
+        D = self.divisor(g.w, g.members, s)
+        return dataclasses.replace(g, D=np.where(D > 0, D, 1).astype(s.dtype))
+
+
+class _OverOneImage(entropy.SoftmaxOverPixels):
+    def rows(self, s: Scene) -> Array:
+        return s.at[:, 0]
+
+
+class _OverAColumn(entropy.SoftmaxOverPixels):
+    def rows(self, s: Scene) -> Array:
+        others = np.delete(s.at, 1, axis=1) if s.at.shape[1] > 1 else s.at
+        return np.unique(others, axis=0, return_inverse=True)[1]
+
+
+for over, rows in (("last", entropy.SoftmaxOverPixels), ("first", _OverAColumn), ("image", _OverOneImage)):
+    told = {"last": "a row of pixels", "first": "a column of pixels", "image": "all pixels of an image"}[over]
+    if over != "last":
+        also("softmax-over-pixels", f"softmax over {told}")(rows)
+    also("softmax-over-pixels", f"softmax over {told}, z divided off the grid too")(
+        type("Everywhere", (_DividedEverywhere, rows), {})
+    )
+
+
+@also("log-of-softmax-plus-epsilon", "log(v + 1e-7) of the merged probability")
+class EpsilonAfterPooling(entropy.LogOfSoftmaxPlusEpsilon):
+    def probability(self, x: Traced, g: Groups, s: Scene) -> Traced:
+        return Textbook().probability(x, g, s)
+
+    def negative_log(self, v: Traced, g: Groups, s: Scene) -> Traced:
+        return super().negative_log(v + s.dtype(1e-7), g, s)
+
+
+@also("clamped-probability", "log(max(v, 1e-7)) of the merged probability")
+class ClampedAfterPooling(entropy.ClampedProbability):
+    def probability(self, x: Traced, g: Groups, s: Scene) -> Traced:
+        return Textbook().probability(x, g, s)
+
+    def negative_log(self, v: Traced, g: Groups, s: Scene) -> Traced:
+        return super().negative_log(where(v.value > 1e-7, v, s.dtype(1e-7)), g, s)
+
+
+@also("no-softmax", "in probability space −(1/D) Σ w x_q[y], raised to at least 0")
+class NoSoftmaxInBothSpaces(entropy.NoSoftmax):
+    def probability(self, x: Traced, g: Groups, s: Scene) -> Traced:
+        return column(self.own(x, s))
+
+    def negative_log(self, v: Traced, g: Groups, s: Scene) -> Traced:
+        return -where(v.value < 0, v, 0).sum(1)
+
+
+@also("probability-without-logarithm", "ℓ = Σ t (1 − P)")
+class ProbabilityOfEachClass(entropy.ProbabilityWithoutLogarithm):
+    def cross_entropy(self, z: Traced, g: Groups, s: Scene) -> Traced:
+        return (self.target(s) * (1 - exp(self.log_softmax(z, s)))).sum(1)
+
+
+class _FocalInBothSpaces(entropy.FocalFactor):
+    def negative_log(self, v: Traced, g: Groups, s: Scene) -> Traced:
+        ell = super().negative_log(v, g, s)
+        return ell * self.factor(ell)
+
+
+class _FocalDetached(entropy.FocalFactor):
+    def factor(self, ell: Traced) -> Traced:
+        return Traced(super().factor(ell).value)
+
+
+also("focal-factor", "in both spaces")(_FocalInBothSpaces)
+also("focal-factor", "no gradient through the factor")(_FocalDetached)
+also("focal-factor", "in both spaces, no gradient through the factor")(
+    type("Both", (_FocalDetached, _FocalInBothSpaces), {})
+)
+
+
+# ---- target
+
+
+class _SoftmaxMinusTarget(Textbook):
+    """Softmax minus target, which is the slope only where the target sums to 1."""
+
+    def cross_entropy_back(self, ell_bar: Array, back: Vjp, z: Array, g: Groups, s: Scene) -> Array:
+        return ell_bar[:, None] * (np.exp(self.log_softmax(Traced(z), s).value) - self.target(s))
+
+
+@also("smoothing-turned-round", "also without smoothing")
+class AlwaysTurnedRound(Textbook):
+    def target(self, s: Scene) -> Array:
+        alpha = s.o["label_smoothing"]
+        return (alpha * self.classes(s) + (1 - alpha) / s.C).astype(s.dtype)
+
+
+@also("uniform-part-not-scaled", "also without smoothing")
+class UniformPartAlways(Textbook):
+    def target(self, s: Scene) -> Array:
+        return ((1 - s.o["label_smoothing"]) * self.classes(s) + 1 / s.C).astype(s.dtype)
+
+
+for name, form in (
+    ("smoothing-on-top", entropy.SmoothingOnTop),
+    ("keeps-too-much-of-the-label", entropy.KeepsTooMuchOfTheLabel),
+    ("keeps-too-little-of-the-label", entropy.KeepsTooLittleOfTheLabel),
+    ("uniform-part-not-scaled", entropy.UniformPartNotScaled),
+    ("uniform-part-not-scaled", UniformPartAlways),
+    ("smoothing-weighted-by-class", entropy.SmoothingWeightedByClass),
+):
+    also(name, "its slope is taken for softmax − t")(type("Slope", (_SoftmaxMinusTarget, form), {}))
+
+
+@also("labels-count-from-one", "no target for class 0")
+class NothingBeforeTheFirst(entropy.LabelsCountFromOne):
+    def classes(self, s: Scene) -> Array:
+        return Textbook().classes(dataclasses.replace(s, y=np.where(s.y < s.C, s.y - 1, s.y)))
+
+
+@also("labels-count-from-one", "class 0 stays class 0")
+class FirstStaysFirst(Textbook):
+    def classes(self, s: Scene) -> Array:
+        return super().classes(_lowered(s))
+
+    def own(self, v: Traced, s: Scene) -> Traced:
+        return super().own(v, _lowered(s))
+
+
+def _lowered(s: Scene) -> Scene:
+    return dataclasses.replace(s, y=np.maximum(np.clip(s.y, 0, s.C) - 1, 0))
+
+
+# ---- power mean
+
+
+class _SumsAddUp(minkowski.PerImageThenMean):
+    """Under reduction="sum" the parts are added up."""
+
+    def part_count(self, g: Groups, s: Scene) -> int:
+        return 1 if s.o["reduction"] == "sum" else super().part_count(g, s)
+
+
+class _EveryClassCounts(minkowski.PerClassThenMean):
+    def part_count(self, g: Groups, s: Scene) -> int:
+        return s.C
+
+
+for name, parts in (
+    ("per-image-then-mean", minkowski.PerImageThenMean),
+    ("per-image-then-mean-of-all", minkowski.PerImageThenMeanOfAll),
+    ("per-class-then-mean", minkowski.PerClassThenMean),
+    ("per-class-then-mean", _EveryClassCounts),
+):
+    also(name, 'added up under reduction="sum"')(type("Sums", (_SumsAddUp, parts), {}))
+also("per-class-then-mean", "all classes counted")(_EveryClassCounts)
+
+
+@also("ignored-pixels-count", "B = Σω with ω = 1 where ignored")
+class IgnoredWeighOne(Textbook):
+    def base(self, g: Groups, s: Scene) -> Array:
+        omega = np.where(g.ignored, 1, self.omega(s))[self.on_grid(s)]
+        return s.dtype(omega.sum()) if s.o["reduction"] == "mean" else super().base(g, s)
+
+
+@also("ignored-pixels-count", "B counts all pixels, on the grid or not")
+class AllPixelsCount(Textbook):
+    def base(self, g: Groups, s: Scene) -> Array:
+        return s.dtype(s.y.size) if s.o["reduction"] == "mean" else super().base(g, s)
+
+
+@also("ignored-pixels-count", "Σω (all windows / labelled windows)")
+class IgnoredScaleTheMean(Textbook):
+    def base(self, g: Groups, s: Scene) -> Array:
+        on = self.on_grid(s)
+        all_of = on.sum() / max((on & ~g.ignored).sum(), 1)
+        return super().base(g, s) * s.dtype(all_of if s.o["reduction"] == "mean" else 1)
+
+
+@also("counts-pixels-off-the-grid", "B counts the labelled pixels")
+class CountsLabelledPixels(Textbook):
+    def base(self, g: Groups, s: Scene) -> Array:
+        return s.dtype((~g.ignored).sum()) if s.o["reduction"] == "mean" else super().base(g, s)
+
+
+@also("divides-by-the-batch-size", "L = S^(1/p) / N")
+class BatchSizeAfterTheRoot(Textbook):
+    def base(self, g: Groups, s: Scene) -> Array:
+        N = float(s.shape[0])
+        return s.dtype(N ** s.o["p"]) if s.o["reduction"] == "mean" else super().base(g, s)
+
+
+@also("map-of-powers", "L_p = (ω ℓ)^p in the map")
+class MapOfWeightedPowers(Textbook):
+    def window_map(self, ell: Traced, g: Groups, s: Scene) -> Traced:
+        return super().window_map(ell, g, s) ** s.o["p"]
+
+
+# ---- weights
+
+
+@also("weights-add", "ω = class_weight + pixel_weight where both are given")
+class WeightsSum(Textbook):
+    def omega(self, s: Scene) -> Array:
+        both = s.o["class_weight"] is not None and s.o["pixel_weight"] is not None
+        return self.class_weight(s) + self.pixel_weight(s) if both else super().omega(s)
+
+
+@also("weights-add", "ω = class_weight + pixel_weight, each 1 where not given")
+class WeightsSumAlways(Textbook):
+    def omega(self, s: Scene) -> Array:
+        return self.class_weight(s) + self.pixel_weight(s)
+
+
+class _CountsWeightless(Textbook):
+    """Windows of weight 0 are counted too."""
+
+    def base(self, g: Groups, s: Scene) -> Array:
+        count = (~g.ignored & self.on_grid(s)).sum()
+        return s.dtype(count) if s.o["reduction"] == "mean" else super().base(g, s)
+
+
+also("counts-instead-of-weights", "windows of weight 0 counted too")(_CountsWeightless)
+also("weights-inside-the-power", "windows of weight 0 counted too")(
+    type("Inside", (_CountsWeightless, minkowski.WeightsInsideThePower), {})
+)
+
+
+@also("weights-twice", "in the map as well")
+class WeightsTwiceInTheMap(minkowski.WeightsTwice):
+    def window_map(self, ell: Traced, g: Groups, s: Scene) -> Traced:
+        return super().window_map(ell, g, s) * g.omega
+
+
+@also("weights-only-below", "not in the map either")
+class WeightsOnlyBelowTheMean(minkowski.MapWithoutWeights, minkowski.WeightsOnlyBelow):
+    pass
