@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from docutils.nodes import Text, math_block
+
 from lalref import __version__
 
 HERE = Path(__file__).parent
@@ -32,6 +34,8 @@ autodoc_mock_imports = ["torch", "jax", "tensorflow", "keras", "dask", "pytest"]
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
+
+mathjax3_config = {"chtml": {"matchFontHeight": False}}  # formulas no larger than the text
 
 html_theme = "pydata_sphinx_theme"
 html_title = "lalref"
@@ -68,8 +72,17 @@ def show_stars(app, ctx, lines):
     lines[:] = [line.replace("*", r"\*") for line in lines]
 
 
+def keep_equations(app, doctree):
+    """Sphinx would put lines that are broken by two backslashes into a split, and MathJax allows no tag there."""
+    for node in doctree.findall(math_block):
+        if r"\\" in node.astext() and not node.get("no-wrap"):
+            node.children = [Text(rf"\[{node.astext()}\]")]
+            node["no-wrap"] = node["nowrap"] = True
+
+
 def setup(app):
     """Hook in."""
     app.connect("builder-inited", bring_notebooks)
+    app.connect("doctree-read", keep_equations)
     app.connect("autodoc-process-docstring", show_shapes, priority=100)  # before numpydoc
     app.connect("sphinx-click-process-description", show_stars)
