@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that help and mistakes are a
 from __future__ import annotations
 
 import ast
+import importlib.machinery
 import importlib.util
 import json
 import math
@@ -55,7 +56,8 @@ def load_subject(ctx: click.Context, param: click.Parameter, value: str | None) 
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     # first, as Python would: but a torch.py of one's own must not hide torch
-    sys.path.insert(len(sys.path) if importlib.util.find_spec(path.stem) else 0, str(path.parent.resolve()))
+    hides = importlib.machinery.PathFinder.find_spec(path.stem) is not None
+    sys.path.insert(len(sys.path) if hides else 0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script that exits must not pass for a verdict

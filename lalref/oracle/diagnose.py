@@ -18,8 +18,8 @@ from lalref.oracle.case import Case
 from lalref.oracle.constants import fitted
 from lalref.oracle.judge import RAISED
 from lalref.oracle.mistakes import BY_ID
-from lalref.oracle.pairs import joint, mixed
-from lalref.oracle.partly import Part, parts, ranked
+from lalref.oracle.pairs import in_the_gradient, joint, mixed
+from lalref.oracle.partly import parts, ranked
 from lalref.oracle.protocol import IN_MEMORY, Row
 from lalref.oracle.sightings import sighted, written_to
 from lalref.oracle.suspects import AGREES, Observed, Suspect, all_suspects, scope_of, telling_first
@@ -28,6 +28,7 @@ from lalref.oracle.whereabouts import consistency, whereabouts
 __all__ = ["Diagnosis", "Finding", "Observed", "diagnose"]
 
 WIDE = ("float32", "float64")
+LOSSES = 2  # mistakes that have most of the values, to which one in the gradient is sought
 LOUD = 800.0  # added to logits: no loss changes, and exp of them overflows
 HIGH = 5000.0  # an exponent p that no loss but 1 can be raised to
 
@@ -136,7 +137,7 @@ def _named(
     if found:
         return found
     values_wrong = any(each.value_wrong for each in wrong)
-    order = ranked(core, "value" if values_wrong else "both")
+    order = ranked(core, what="value" if values_wrong else "both")
     firsts = [suspect for _, suspect in order]
     return _held(joint(firsts, not values_wrong, thorough), core, wrong, ask) or _partly(
         core, order, values_wrong
@@ -228,11 +229,21 @@ def _fitted(core: Sequence[Observed], wrong: list[Observed]) -> list[Finding]:
 def _partly(
     core: Sequence[Observed], order: Iterable[tuple[int, Suspect]], values_wrong: bool
 ) -> list[Finding]:
-    """A mistake that has most of the numbers; of several, those that have as many as any."""
-    found: list[Part] = []
-    if values_wrong:
-        found = parts(core, ranked(core, "both"), "both")
-    found = found or parts(core, order, "value" if values_wrong else "both")
+    """A mistake that has most of the numbers, or a pair that has; of several, those that have as many as any."""
+    if not values_wrong:
+        found = parts(core, order, "both")
+    elif not (found := parts(core, ranked(core), "both")):
+        losses = parts(core, order, "value")
+        for loss in losses[:LOSSES]:
+            (name,), form = loss.suspect.ids, loss.suspect.forward
+            assert form is not None
+            found += parts(
+                core, ranked(core, in_the_gradient(BY_ID[name], form, loss.suspect.values)), "both"
+            )
+        found = sorted(found, key=lambda part: -part.share) or losses
     best = [part for part in found if part.share == found[0].share]
-    named = {part.suspect.ids[0]: _finding(part.suspect.ids[0], part.units, part.sentence()) for part in best}
+    named = {
+        frozenset(part.suspect.ids): _finding("+".join(part.suspect.ids), part.units, part.sentence())
+        for part in best
+    }
     return list(named.values())

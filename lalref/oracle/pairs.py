@@ -24,10 +24,11 @@ def mixed(core: Sequence[Observed], wrong: Sequence[Observed]) -> Iterator[Suspe
             form = kind()
             suspect = Suspect((loss.id,), loss.sentence, form, form, loss.dtypes)
             if all(suspect.apart(each, "value") <= AGREES for each in (*value_wrong[:3], *core)):
-                yield from _in_the_gradient(loss, form, suspect.values)
+                yield from in_the_gradient(loss, form, suspect.values)
 
 
-def _in_the_gradient(loss: Mistake, forward: Textbook, values: dict[object, object]) -> Iterator[Suspect]:
+def in_the_gradient(loss: Mistake, forward: Textbook, values: dict[object, object]) -> Iterator[Suspect]:
+    """A mistake in the loss, and every other in the formulas of its gradient."""
     for other in CATALOGUE:
         if other.stage == "state" or other.id == loss.id:
             continue

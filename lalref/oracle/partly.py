@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from lalref.oracle.suspects import AGREES, Observed, Suspect, all_suspects
 
-MOST = 0.6  # of the cases that are wrong or that the mistake would make wrong
-EVIDENCE = 3  # cases with finite wrong numbers that are the mistake's
+MOST = 0.5  # of the cases that are wrong or that the mistake would make wrong
+EVIDENCE = 2  # cases with finite wrong numbers that are the mistake's
 PROBES = 8  # wrong answers by which suspects are ranked
 LISTED = 6  # cases named among those that are left
 
@@ -78,12 +78,14 @@ def probes(wrong: Sequence[Observed]) -> list[Observed]:
     return several[:half] + spread[:: max(1, len(spread) // half)][:half]
 
 
-def ranked(core: Sequence[Observed], what: str) -> list[tuple[int, Suspect]]:
-    """Suspects that have some of the probed numbers, with how many; the best first."""
+def ranked(
+    core: Sequence[Observed], suspects: Iterable[Suspect] | None = None, what: str = "both"
+) -> list[tuple[int, Suspect]]:
+    """Suspects (by default all of them) that have some of the probed numbers, with how many; the best first."""
     wrong = [each for each in one_dtype(core) if each.wrong]
     probed = probes([each for each in wrong if what == "both" or each.value_wrong])
     found = []
-    for suspect in all_suspects(wrong):
+    for suspect in all_suspects(wrong) if suspects is None else suspects:
         if what == "value" and suspect.forward is not suspect.backward:
             continue  # the same value once more
         hits = sum(suspect.apart(each, what) <= AGREES for each in probed)
