@@ -14,23 +14,25 @@ CUDA ?= 12
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo
+	@echo "In brackets: minutes on two cores once the environment is there, and what that takes on disk where it is one of its own"
 
-demo: $(VENV)/ready ## the loss and its gradient on a photograph, then ports judged right and wrong
+demo: $(VENV)/ready ## the loss and its gradient on a photograph, then ports judged right and wrong (1 min; 0.8 GB)
 	@$(VENV)/bin/python examples/demo.py
 
-test: $(VENV)/ready ## all tests that need no framework
+test: $(VENV)/ready ## all tests that need no framework (6 min; the same 0.8 GB)
 	$(VENV)/bin/python -m pytest -n 2 --ignore=tests/frameworks --ignore=tests/cuda_host
 
-test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorFlow, in an environment of their own
+test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorFlow, in an environment of their own (5 min; 3.4 GB)
 	$(VENV_FRAMEWORKS)/bin/python -m pytest -n 2 tests/frameworks tests/test_documents.py
 
-test-cuda-host: ## the GPU kernels: run on the CPU, and compiled for three GPUs
+test-cuda-host: ## the GPU kernels: run on the CPU, and compiled for three GPUs (5 min; 1.2 GB)
 	@command -v g++ > /dev/null || { echo "skipped: test-cuda-host needs g++, and there is none here. On Debian and Ubuntu: apt install g++"; exit 0; }; \
 	$(MAKE_COMMAND) --no-print-directory $(VENV_CUDA)/ready && \
 	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
 	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py
 
-experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left (RESULTS=folder)
+experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left; RESULTS=folder does all of it anew (half an hour)
 	$(VENV_FRAMEWORKS)/bin/python -m experiments.digits $(if $(RESULTS),--results $(RESULTS))
 
 nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden values, 10,000 honest runs, the kill matrix, the experiment
@@ -41,28 +43,28 @@ nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden val
 	$(MAKE) experiment RESULTS=out/experiment
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.score
 
-bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first (QUICK=--quick for a first look)
+bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first; QUICK=--quick for a first look
 	@mkdir -p out
 	$(VENV_FRAMEWORKS)/bin/lalref bench $(QUICK) --json out/bench.json --picture out/bench.png
 
-test-gpu: $(VENV_GPU)/ready ## the same cases on a GPU (CUDA=13 for newer drivers)
+test-gpu: $(VENV_GPU)/ready ## the same cases on a GPU (several GB); CUDA=13 for newer drivers
 	$(VENV_GPU)/bin/python -m pytest tests/gpu tests/test_kernels.py
 
 bench-gpu: $(VENV_GPU)/ready ## measure the kernels on a GPU and write reports/gpu.json
 	$(VENV_GPU)/bin/python -m lalref.bench.gpu
 
-notebooks: $(VENV_NOTEBOOKS)/ready ## run the notebooks and write them with their outputs
+notebooks: $(VENV_NOTEBOOKS)/ready ## run the notebooks and write them with their outputs (3 min; 2 GB)
 	$(VENV_NOTEBOOKS)/bin/python notebooks/build.py $(NAMES)
 
-notebooks-check: $(VENV_NOTEBOOKS)/ready ## run the notebooks again and tell which is stale
+notebooks-check: $(VENV_NOTEBOOKS)/ready ## run the notebooks again and tell which is stale (3 min; the same 2 GB)
 	$(VENV_NOTEBOOKS)/bin/python -m pytest -q tests/test_notebooks.py
 	$(VENV_NOTEBOOKS)/bin/python notebooks/build.py --check $(NAMES)
 
-docs: $(VENV_DOCS)/ready ## these pages as a site, into docs/_build/html
+docs: $(VENV_DOCS)/ready ## these pages as a site, into docs/_build/html (half a minute; 0.8 GB)
 	$(VENV_DOCS)/bin/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-lint: $(VENV)/ready ## style, format and types
+lint: $(VENV)/ready ## style, format and types (the 0.8 GB of demo and test)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -1,5 +1,6 @@
 """How Sphinx builds these pages; `make docs` runs it. Nothing is fetched: MathJax comes with a package."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -72,6 +73,15 @@ def show_stars(app, ctx, lines):
     lines[:] = [line.replace("*", r"\*") for line in lines]
 
 
+def show_options(app, what, name, obj, options, signature, returns):
+    """The options by name and default, which autodoc would not see for the class's __new__."""
+    if name == "lalref.LocallyAdaptiveLoss":
+        found = inspect.signature(obj)
+        bare = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+        return str(found.replace(parameters=bare, return_annotation=found.empty)), ""
+    return None
+
+
 def keep_equations(app, doctree):
     """Sphinx would put lines that are broken by two backslashes into a split, and MathJax allows no tag there."""
     for node in doctree.findall(math_block):
@@ -84,5 +94,6 @@ def setup(app):
     """Hook in."""
     app.connect("builder-inited", bring_notebooks)
     app.connect("doctree-read", keep_equations)
+    app.connect("autodoc-process-signature", show_options)
     app.connect("autodoc-process-docstring", show_shapes, priority=100)  # before numpydoc
     app.connect("sphinx-click-process-description", show_stars)

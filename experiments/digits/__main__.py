@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import click
@@ -30,6 +31,7 @@ def main(results: Path, report_only: bool) -> None:
     It may be ended at any time and goes on where it was. To start anew, name an empty folder with --results: the
     page and its pictures are then written there, and those of docs/ are left alone.
     """
+    began = time.perf_counter()
     if not report_only:
         try:
             run_all(results, Settings())
@@ -40,7 +42,7 @@ def main(results: Path, report_only: bool) -> None:
         page = results / PAGE.name
         shutil.copy(PAGE, page)
     write_report(results, page)
-    click.echo(f"written: {page} and its pictures")
+    click.echo(f"written: {page} and its pictures, after {(time.perf_counter() - began) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def score_table(results: Results, model: str) -> str:
             found = scores(results, model, name, which)
             row.append(f"{found.mean():.1f} ± {found.std(ddof=1):.1f}")
             if name == BASELINE:
-                row += ["", ""]
+                row += ["–", "–"]  # an empty cell looks forgotten
             else:
                 mean, low, high, p = tested[which][name]
                 row += [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", "< 0.001" if p < 0.001 else f"{p:.3f}"]
