@@ -2,9 +2,9 @@
 # # 7. Does it help?
 #
 # Six notebooks on what the loss is. This one asks what a trainer asks: train with it, and are the pictures better? The
-# project's experiment ([docs/experiment.md](../docs/experiment.md)) trained two models on digits over photographs, with
-# cross-entropy and with this loss, this loss at five settings, and a control. Here you read its results, test them
-# yourself, and run a slice of it again.
+# project's experiment ([docs/experiment.md](../docs/experiment.md)) trained two models on digits over photographs: with
+# cross-entropy, with this loss at five settings, and with a control. Here you read its results, test them yourself, and
+# run a slice of it again.
 #
 # You need means, standard deviations and Student's t.
 
