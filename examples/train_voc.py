@@ -18,7 +18,9 @@ logits (N, classes, h, w), which are enlarged to the labels' size where they are
 
 It may be killed at any time. The same command goes on from the last checkpoint in --out and ends with the same
 numbers as a run that was never interrupted: which image, crop and flip come next depends on the seed and the count
-of images read so far, and on nothing else. How VOC is read and counted is in `voc.py` beside it.
+of images read so far, and on nothing else, and torch's random numbers (dropout) go on where they were. On a GPU
+(--device cuda, which needs CuPy, and which nobody has run yet) that holds as far as its kernels add in a fixed order.
+How VOC is read and counted is in `voc.py` beside it.
 """
 
 from __future__ import annotations
@@ -131,7 +133,8 @@ def next_batch(
 
 
 def logits_of(net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return the network's logits at the images' size."""
+    """Return the network's logits at the images' size, on the network's device."""
+    images = images.to(next(net.parameters()).device)
     found = net(images)
     if found.shape[-2:] != images.shape[-2:]:
         found = F.interpolate(found, size=images.shape[-2:], mode="bilinear", align_corners=False)
@@ -146,7 +149,7 @@ def evaluate(net: torch.nn.Module, root: Path, split: str, bad: BadFiles) -> tup
         for name in track(read_names(root, split), f"evaluating {split}", console=console):
             pair = bad.read(root, name)
             if pair is not None:
-                predicted = logits_of(net, as_tensor(pair[0][None])).argmax(1)[0].numpy()
+                predicted = logits_of(net, as_tensor(pair[0][None])).argmax(1)[0].cpu().numpy()
                 counts += confusion(pair[1], predicted)
                 images += 1
     net.train()
@@ -184,7 +187,7 @@ def continued(file: Path, options: Options) -> dict:
     if not file.exists():
         return {"step": 0, "position": 0, "losses": [], "skipped": []}
     try:
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
         stored = state["options"]
     except Exception as error:  # a damaged file raises all kinds
         raise BadState(f"{file} can't be read ({error}): delete it to start anew") from error
@@ -194,6 +197,13 @@ def continued(file: Path, options: Options) -> dict:
         told = ", ".join(f"{name} was {was!r} and is now {now!r}" for name, (was, now) in other.items())
         raise BadState(f"{file} is of a run with other options: {told}. Give the same, or another --out")
     return state
+
+
+def restore_random(states: list[torch.Tensor]) -> None:
+    """Let torch's random numbers go on where they were: the CPU's, then those of each GPU that there was."""
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1 : 1 + torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
 
 
 @contextlib.contextmanager
@@ -211,16 +221,19 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def train(root: Path, out: Path, options: Options, every: int, bad: BadFiles) -> tuple[dict, torch.nn.Module]:
+def train(
+    root: Path, out: Path, options: Options, device: str, every: int, bad: BadFiles
+) -> tuple[dict, torch.nn.Module]:
     """Train from the last checkpoint to the end; whatever stops it, the finished steps are kept."""
     checkpoint = out / "checkpoint.pt"
     state = continued(checkpoint, options)
     torch.manual_seed(options.seed)
-    net = load_model(options.model)
+    net = load_model(options.model).to(device)
     optimiser = torch.optim.SGD(net.parameters(), lr=options.rate, momentum=0.9, weight_decay=5e-4)
     if state["step"]:
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
+        restore_random(state["random"])
         console.print(f"going on after step {state['step']} of {options.steps}")
     bad.noted[:] = state["skipped"]
     if options.loss == "cross-entropy":
@@ -230,6 +243,7 @@ def train(root: Path, out: Path, options: Options, every: int, bad: BadFiles) ->
 
     def keep() -> None:
         now = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "skipped": bad.noted}
+        now["random"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
         save(checkpoint, {**state, **now, "options": dataclasses.asdict(options)})
 
     names = read_names(root, "train")
@@ -244,7 +258,7 @@ def train(root: Path, out: Path, options: Options, every: int, bad: BadFiles) ->
             for group in optimiser.param_groups:
                 group["lr"] = options.rate * (1 - state["step"] / options.steps) ** 0.9  # DeepLab's "poly"
             optimiser.zero_grad()
-            value = criterion(logits_of(net, images), labels)
+            value = criterion(logits_of(net, images), labels.to(device))
             value.backward()
             optimiser.step()
             state["step"] += 1
@@ -270,14 +284,15 @@ def train(root: Path, out: Path, options: Options, every: int, bad: BadFiles) ->
 @click.option("--batch", default=2)
 @click.option("--crop", default=321)
 @click.option("--seed", default=0)
+@click.option("--device", default="cpu", help="Where torch trains, as cuda or cuda:1.")
 @click.option("--checkpoint-every", default=100, help="Steps.")
 @click.option("--on-bad-file", type=click.Choice(["stop", "skip"]), default="stop")
-def main(root: Path, out: Path, checkpoint_every: int, on_bad_file: str, **options: Any) -> None:
+def main(root: Path, out: Path, device: str, checkpoint_every: int, on_bad_file: str, **options: Any) -> None:
     """Train on the VOC 2012 folder ROOT and write mIoU on its val list to OUT/result.json."""
     out.mkdir(parents=True, exist_ok=True)
     bad = BadFiles(on_bad_file == "stop", [])
     try:
-        state, net = train(root, out, Options(**options), checkpoint_every, bad)
+        state, net = train(root, out, Options(**options), device, checkpoint_every, bad)
         miou, images = evaluate(net, root, "val", bad)
     except BadFile as error:
         raise click.ClickException(

@@ -1,5 +1,6 @@
 """examples/train_voc.py, end to end on a small folder in the layout of Pascal VOC 2012."""
 
+import functools
 import importlib
 import json
 import os
@@ -122,7 +123,15 @@ def test_a_killed_run_goes_on_to_the_same_end(command, voc, tmp_path):
     assert resumed["miou"] == uninterrupted["miou"]
 
 
-def test_a_run_told_to_end_keeps_the_step_it_was_in(train_voc, command, monkeypatch):
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_run_told_to_end_keeps_the_step_it_was_in(train_voc, command, monkeypatch, tmp_path, dropout):
+    """And the random numbers of a network that draws some."""
+    (tmp_path / "net.py").write_text(
+        "from torch.nn import Conv2d, Dropout2d, Sequential\n"
+        "def net(classes, channels):\n"
+        "    return Sequential(Conv2d(channels, 8, 3, padding=1), Dropout2d(0.5), Conv2d(8, classes, 1))\n"
+    )
+    command = functools.partial(command, *(["--model", f"{tmp_path / 'net.py'}:net"] if dropout else []))
     uninterrupted = command(out="whole")[2]
     batch = train_voc.next_batch
 
