@@ -251,12 +251,13 @@ def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | 
     rows = max(1, (1 << 16) * labels.shape[axis] // labels.size)
     for i in range(0, labels.shape[axis], rows):
         here = (slice(None),) * axis + (slice(i, i + rows),)
-        ignored = _ignored(np, labels[here], options)
-        inside = np.where(ignored, 0, labels[here])
-        if inside.min() < 0 or inside.max() >= C:
+        part = labels[here]
+        ignored = _ignored(np, part, options)
+        bad = (part < 0) | (part >= C)
+        if (bad > ignored).any():
             return None
-        y[here] = inside
-        np.copyto(y[here], -1, where=ignored)
+        # -1 has all bits set, so that no mask need be asked pixel by pixel
+        y[here] = part.astype(y.dtype) | -ignored.astype(y.dtype)
     return y
 
 

@@ -22,8 +22,6 @@ from lalref.bench.contestants import CONTESTANTS, CROSS_ENTROPY, OURS, Call, Con
 
 Array = Any
 
-PAUSE = 0.03  # seconds before each call: for a while OpenMP threads spin, on a core that the next contestant needs
-
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -122,7 +120,11 @@ def measure(
 
 
 def _rounds(calls: dict[str, Call], seconds: float, tell: Callable[[str], None]) -> dict[str, list[float]]:
-    """Time all calls in turn until the time is over; a slow one sits out rounds that it can't afford."""
+    """Time all calls in turn until the time is over; a slow one sits out rounds that it can't afford.
+
+    An untimed call of its own goes before each timed one, so that nobody pays for the cold cache and the spinning
+    threads that the contestant before it left behind.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     begin, share, turn = time.perf_counter(), seconds / len(calls), 0
     while turn < 3 or (time.perf_counter() - begin < seconds and turn < 101):
@@ -131,7 +133,7 @@ def _rounds(calls: dict[str, Call], seconds: float, tell: Callable[[str], None])
             if times[name] and sum(times[name]) > share and len(times[name]) >= 3:
                 continue
             tell(f"round {turn}: {name}")
-            time.sleep(PAUSE)
+            call()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)

@@ -2,8 +2,8 @@
 
 Read downwards: the engine's functions, then `Problem`, which brings a call into the shape that the kernels take;
 `loops_geometry` sets them to work, `loops_stage3` is stage 3. The kernels are `loops_kernels` (image sized),
-`loops_probability` (probability space) and `loops_maps` (stage 3); pooling is `loops_plan` and `loops_pool`, stage 2
-`loops_softmax`, what margins are measured from `loops_margins`, rows `loops_rows`, lanes are `loops_type`,
+`loops_probability` (probability space) and `loops_maps` (stage 3); pooling is `loops_plan`, `loops_pool` and
+`loops_columns`, stage 2 `loops_softmax`, what margins are measured from `loops_margins`, rows `loops_rows`, lanes are `loops_type`,
 `loops_lanes` and `loops_math`, threads `loops_threads`. Everything is compiled on first use and kept on disk
 (`loops_cache`); importing this module compiles nothing.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lalref.engines import loops_kernels as kernels
 from lalref.engines.loops_lanes import LANES
-from lalref.engines.loops_plan import Ring, Window
+from lalref.engines.loops_plan import RINGS, Ring, Window
 from lalref.engines.loops_rows import Image, Labels, Steps, Task
 from lalref.engines.loops_threads import run
 
@@ -32,7 +32,7 @@ class Geometry:
         self.counted = (
             _window(radii, np.full(len(weight), self.unit, self.dtype)) if by_count else self.window
         )
-        self.reach = self.counted.reach
+        self.reach, self.planes = self.counted.reach, 2 * int(np.max(self.counted.row_a)) + 1
         self.most_classes = 2 if self.window.reach <= 3 else 4
 
     def of(self, image: Image) -> Geometry:
@@ -43,9 +43,8 @@ class Geometry:
 
     def ring(self, width: int) -> Ring:
         """The layout of the rows that a tile of `width` columns reads."""
-        planes = 2 * int(np.max(self.counted.row_a)) + 1
-        pad = round_up(self.reach)
-        return Ring(planes, self.image.B, pad + round_up(width) + round_up(self.reach + 2 * LANES), pad)
+        pad = round_up(self.counted.sets * RINGS)  # `loops_pool` reads so far
+        return Ring(self.planes, self.image.B, pad + round_up(width) + pad, pad)
 
     def forward(
         self,
@@ -114,7 +113,10 @@ def _window(radii: Sequence[int], weight: Array) -> Window:
     rows = sorted((max(abs(a), abs(b)), a, b) for a in range(-ra, ra + 1) for b in range(-rb, rb + 1))
     shell, row_a, row_b = np.array(rows, np.int64).T.copy()
     begins = np.searchsorted(shell, np.arange(max(ra, rb) + 2))
-    return Window(row_a, row_b, begins.astype(np.int64), weight, rw)
+    sets = max(1, -(-max(radii) // RINGS))
+    padded = np.zeros(max(len(weight), 1 + sets * RINGS), weight.dtype)
+    padded[: len(weight)] = weight
+    return Window(row_a, row_b, begins.astype(np.int64), padded, rw, sets)
 
 
 def flat_view(a: Array) -> Array:

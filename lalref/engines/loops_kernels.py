@@ -28,7 +28,7 @@ from lalref.engines.loops_lanes import (
     store,
     store_first,
 )
-from lalref.engines.loops_plan import Plan, find_rows, ring_size
+from lalref.engines.loops_plan import RINGS, Plan, find_rows, ring_size
 from lalref.engines.loops_pool import pool_row
 from lalref.engines.loops_rows import copy_readable, load_labels, origins, put, take, windows_of_row
 from lalref.engines.loops_softmax import cross_entropy_row, typical_of
@@ -50,8 +50,14 @@ def new_plan(ring, blocks, most_classes):
 
 @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def new_scratch(x, ring, window):
-    """Room for every U_t of a whole row and the sums of a column's shells, see `loops_pool`."""
-    return np.empty((window.reach + 1) * ring.width + 4 * len(window.shell) * LANES, x.dtype)
+    """Room for the folded rows of every shell, the sums between sets of rings, and the result, see `loops_pool`."""
+    return np.empty((window.sets * (RINGS + 2) + 4) * ring.width, x.dtype)
+
+
+@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def new_rows(window):
+    """Room for where the rows of a window begin."""
+    return np.empty(max(len(window.row_a), 1 + 2 * RINGS), np.int64)
 
 
 @compiled
@@ -98,8 +104,8 @@ def forward(
     off_row = np.empty(width if len(off) > 0 else 0, ell.dtype)
     scratch = new_scratch(ell, ring, counted)
     plan = new_plan(ring, blocks, most_classes)
-    rows = np.empty(len(window.row_a), np.int64)
-    counted_rows = np.empty(len(counted.row_a), np.int64)
+    rows = new_rows(window)
+    counted_rows = new_rows(counted)
     margins = typical[task.n]
     margins_row = np.zeros(width, ell.dtype)
     origin = np.zeros(ring.width, ell.dtype)
@@ -195,7 +201,7 @@ def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_b
     g_row = np.zeros(width, x_bar.dtype)
     scratch = new_scratch(x_bar, ring, window)
     plan = new_plan(ring, blocks, most_classes)
-    rows = np.empty(len(window.row_a), np.int64)
+    rows = new_rows(window)
     nobody = spread(np.int32(-1))
     radius = ring.planes // 2
     first = (task.n * image.C + task.c0) * plane

@@ -15,6 +15,8 @@ from lalref.engines.loops_lanes import LANES, any_lane, inner, largest, load, se
 # Segments that a block can belong to are among the last ones made: no more than two for each class of a block.
 LOOK_BACK = 12
 
+RINGS = 8  # columns at so many distances are pooled at a time, see `loops_pool`
+
 
 class Window(NamedTuple):
     """Which pixels a window reads, and how much each counts.
@@ -26,10 +28,12 @@ class Window(NamedTuple):
         after shell, each with an even number of rows.
     shell : int64 (shells + 1,)
         Where each shell begins in `row_a`; shell 0 is the centre's row.
-    weight : (1 + the largest distance,)
-        w(d) of equation (1).
+    weight : (1 + sets * RINGS,)
+        w(d) of equation (1), 0 beyond the window.
     reach : int
         r on the last axis.
+    sets : int
+        So many sets of `RINGS` distances from 1 on hold all that the window has.
     """
 
     row_a: Any
@@ -37,6 +41,7 @@ class Window(NamedTuple):
     shell: Any
     weight: Any
     reach: int
+    sets: int
 
 
 class Ring(NamedTuple):
@@ -60,8 +65,9 @@ def ring_size(ring):
 
 @inner
 def find_rows(window, ring, a, b, A, found):
-    """Where the rows of the windows of row (a, b) begin in a channel of the ring."""
+    """Where the rows of the windows of row (a, b) begin in a channel of the ring; any more are the one outside."""
     outside = ring.planes * ring.rows
+    found[len(window.row_a) :] = outside * ring.width
     for i in range(len(window.row_a)):
         at_a = a + window.row_a[i]
         at_b = b + window.row_b[i]
@@ -87,13 +93,13 @@ class Plan(NamedTuple):
 
 
 @inner
-def _column_extremes(labels, rows, width, high, low):
+def _column_extremes(labels, rows, count, width, high, low):
     """The largest label of each column, and the smallest but for -1, with -2**31 added."""
     flip = spread(np.int32(-(2**31)))  # turns -1 into the largest int32, and keeps the order of the classes
     for j in range(0, width, LANES):
         top = load(labels, rows[0] + j)
         bottom = top + flip
-        for i in range(1, len(rows)):
+        for i in range(1, count):
             label = load(labels, rows[i] + j)
             top = select(label > top, label, top)
             flipped = label + flip
@@ -120,12 +126,13 @@ def _only_class_in_reach(plan, kind, left, reach):
 
 
 @inner
-def _add_block(plan, segments, kind, block, mixed):
-    """Append a block of class `kind`, to its segment if the block before belongs to one alike."""
+def _add_block(plan, segments, kind, block, mixed, join):
+    """Append a block of class `kind` to a segment that ends there and is alike, or with `join` to any."""
     i = segments - 1
     while i >= 0 and i >= segments - LOOK_BACK:
-        if plan.kind[i] == kind and plan.last[i] == block and plan.mixed[i] == mixed:
+        if plan.kind[i] == kind and plan.last[i] == block and (join or plan.mixed[i] == mixed):
             plan.last[i] = block + 1
+            plan.mixed[i] |= mixed
             return segments
         i -= 1
     plan.kind[segments] = kind
@@ -141,17 +148,18 @@ def plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan):
 
     `centres` are the labels of the row's windows, `labels` those of the ring, `rows` where the rows in reach begin.
     """
-    _column_extremes(labels, rows, ring.width, plan.high, plan.low)
+    _column_extremes(labels, rows, len(window.row_a), ring.width, plan.high, plan.low)
     none = spread(np.int32(-1))
     segments = 0
     by_cell = 0
+    join = window.sets > 1  # then looking at labels costs less than beginning a segment
     for block in range(blocks):
         rest = load(centres, block * LANES)
         kind = largest(rest)
         if kind < 0:
             continue
         if _only_class_in_reach(plan, kind, ring.pad + block * LANES, window.reach):
-            segments = _add_block(plan, segments, kind, block, False)
+            segments = _add_block(plan, segments, kind, block, False, join)
             continue
         classes = 0
         every = rest
@@ -165,7 +173,7 @@ def plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan):
             continue
         kind = largest(every)
         while kind >= 0:
-            segments = _add_block(plan, segments, kind, block, True)
+            segments = _add_block(plan, segments, kind, block, True, join)
             every = select(every == spread(np.int32(kind)), none, every)
             kind = largest(every)
     return segments, by_cell

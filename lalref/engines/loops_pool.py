@@ -9,8 +9,9 @@ by class
     U_t[j] = w(t) * sum over |di| <= t of x[i + di, j] + sum over |di| > t of w(|di|) x[i + di, j]
     holds one column of the window under its weights w(max(|di|, t)), and the sum is
     U_0[j] + sum over t of U_t[j - t] + U_t[j + t]. The inner sums grow outwards and the outer ones inwards,
-    so all U_t of a column cost O(r), and nothing is ever subtracted. Where k is the only class in reach, the
-    padding's zeros are mask enough and labels are not even looked at.
+    so all U_t of a column cost O(r), and nothing is ever subtracted. They stay in registers, for `RINGS` of
+    the t at a time, and so do those of the next columns: the two are shifted against each other. Where k is the
+    only class in reach, the padding's zeros are mask enough and labels are not even looked at.
 by cell
     Where many classes meet (noise), the (2r + 1)**2 cells of the window, each kept or left by its label.
 
@@ -22,9 +23,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lalref.engines.loops_columns import all_columns, folded, rings, shifted
 from lalref.engines.loops_lanes import (
     LANES,
-    between,
     fill,
     fma,
     inner,
@@ -36,176 +37,183 @@ from lalref.engines.loops_lanes import (
     spread,
     store,
 )
-from lalref.engines.loops_plan import plan_row, ring_size
+from lalref.engines.loops_plan import RINGS, plan_row, ring_size
+
+# --- By class: a segment of a row --------------------------------------------------------------------------------
 
 
 def _small(cell, radius, mixed):
-    """Make the function that pools a segment for 3 x 3, 5 x 5 or 7 x 7 windows of images, all U_t in registers."""
-
-    @inner
-    def column(x, at, labels, j, kind, weight, rows):
-        """U_0 to U_3 (as many as there are) of `LANES` columns from j on."""
-        r0, r1, r2 = rows[0] + j, rows[1] + j, rows[2] + j
-        w0, w1 = fill(x, weight[0]), fill(x, weight[1])
-        S = cell(x, at + r0, labels, r0, kind)
-        P = cell(x, at + r1, labels, r1, kind) + cell(x, at + r2, labels, r2, kind)
-        if radius == 1:
-            U_1 = w1 * (S + P)
-            return fma(w0, S, w1 * P), U_1, U_1, U_1
-        r3, r4 = rows[3] + j, rows[4] + j
-        w2 = fill(x, weight[2])
-        P_2 = cell(x, at + r3, labels, r3, kind) + cell(x, at + r4, labels, r4, kind)
-        if radius == 2:
-            O = w2 * P_2
-            U_0 = fma(w0, S, fma(w1, P, O))
-            S = S + P
-            U_2 = w2 * (S + P_2)
-            return U_0, fma(w1, S, O), U_2, U_2
-        r5, r6 = rows[5] + j, rows[6] + j
-        w3 = fill(x, weight[3])
-        P_3 = cell(x, at + r5, labels, r5, kind) + cell(x, at + r6, labels, r6, kind)
-        O_2 = w3 * P_3
-        O = fma(w2, P_2, O_2)
-        U_0 = fma(w0, S, fma(w1, P, O))
-        S = S + P
-        U_1 = fma(w1, S, O)
-        S = S + P_2
-        return U_0, U_1, fma(w2, S, O_2), w3 * (S + P_3)
-
-    @inner
-    def total(a, b):
-        """U_0[j] + U_1[j - 1] + U_1[j + 1] + ..., where column j is `radius` lanes into a, and b goes on from a."""
-        if radius == 1:
-            return between(a[0], b[0], 1) + (a[1] + between(a[1], b[1], 2))
-        if radius == 2:
-            near = between(a[0], b[0], 2) + (between(a[1], b[1], 1) + between(a[1], b[1], 3))
-            return near + (a[2] + between(a[2], b[2], 4))
-        near = between(a[0], b[0], 3) + (between(a[1], b[1], 2) + between(a[1], b[1], 4))
-        near = near + (between(a[2], b[2], 1) + between(a[2], b[2], 5))
-        return near + (a[3] + between(a[3], b[3], 6))
-
-    @inner
-    def pool_pure(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
-        kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
-        size = ring_size(ring)
-        for c in range(channels):
-            j = ring.pad + first * LANES - radius
-            a = column(x, c * size, labels, j, kind, window.weight, rows)
-            for block in range(first, last):
-                j += LANES
-                b = column(x, c * size, labels, j, kind, window.weight, rows)
-                store(out, c * out_width + block * LANES, total(a, b))
-                a = b
-
-    @inner
-    def pool_mixed(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
-        """Two channels at a time, so that labels are compared once for the two."""
-        kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
-        size = ring_size(ring)
-        for c in range(0, channels, 2):
-            more = 1 if c + 1 < channels else 0  # else the last is worked out twice
-            at, at_next = c * size, (c + more) * size
-            j = ring.pad + first * LANES - radius
-            a = column(x, at, labels, j, kind, window.weight, rows)
-            a_next = column(x, at_next, labels, j, kind, window.weight, rows)
-            for block in range(first, last):
-                j += LANES
-                b = column(x, at, labels, j, kind, window.weight, rows)
-                b_next = column(x, at_next, labels, j, kind, window.weight, rows)
-                to = c * out_width + block * LANES
-                to_next = to + more * out_width
-                own = load(centres, block * LANES) == kind
-                here = select(own, total(a, b), load(out, to))
-                here_next = select(own, total(a_next, b_next), load(out, to_next))
-                store(out, to, here)
-                store(out, to_next, here_next)
-                a, a_next = b, b_next
-
-    return pool_mixed if mixed else pool_pure
-
-
-def _all_columns(cell):
-    """Make the function that works out all U_t of a segment for any window."""
-
-    @inner
-    def columns(x, at, labels, rows, column, end, kind, window, scratch, step):
-        weight, shell, reach = window.weight, window.shell, window.reach
-        shells = len(shell) - 2
-        sums = (
-            reach + 1
-        ) * step  # where scratch keeps, two vectors each, a shell's sum and the sum outside of it
-        for j in range(column, end, 2 * LANES):
-            to = j - column
-            O = fill(x, 0)
-            O_next = O
-            for s in range(shells, 0, -1):
-                P = fill(x, 0)
-                P_next = P
-                for i in range(peek(shell, s), peek(shell, s + 1), 2):
-                    q, r = peek(rows, i) + j, peek(rows, i + 1) + j
-                    P = P + (cell(x, at + q, labels, q, kind) + cell(x, at + r, labels, r, kind))
-                    q, r = q + LANES, r + LANES
-                    P_next = P_next + (cell(x, at + q, labels, q, kind) + cell(x, at + r, labels, r, kind))
-                keep = sums + 4 * s * LANES
-                store(scratch, keep, P)
-                store(scratch, keep + LANES, P_next)
-                store(scratch, keep + 2 * LANES, O)
-                store(scratch, keep + 3 * LANES, O_next)
-                w = fill(x, peek(weight, s))
-                O = fma(w, P, O)
-                O_next = fma(w, P_next, O_next)
-            q = peek(rows, 0) + j
-            S = cell(x, at + q, labels, q, kind)
-            S_next = cell(x, at + q + LANES, labels, q + LANES, kind)
-            w = fill(x, peek(weight, 0))
-            store(scratch, to, fma(w, S, O))
-            store(scratch, to + LANES, fma(w, S_next, O_next))
-            for t in range(1, reach + 1):
-                to += step
-                w = fill(x, peek(weight, t))
-                if t <= shells:
-                    keep = sums + 4 * t * LANES
-                    S = S + load(scratch, keep)
-                    S_next = S_next + load(scratch, keep + LANES)
-                    store(scratch, to, fma(w, S, load(scratch, keep + 2 * LANES)))
-                    store(scratch, to + LANES, fma(w, S_next, load(scratch, keep + 3 * LANES)))
-                else:
-                    store(scratch, to, w * S)
-                    store(scratch, to + LANES, w * S_next)
-
-    return columns
-
-
-def _large(columns, mixed):
-    """Make the function that pools a segment, from the one that works out its U_t."""
+    """Make the function that pools a segment for small windows: columns begin `radius` left of the windows."""
+    columns = all_columns(cell, radius)
+    sides = [(t, radius - t) for t in range(radius + 1)] + [(t, radius + t) for t in range(1, radius + 1)]
+    total = shifted(sides)
 
     @inner
     def pool_segment(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
         kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
-        reach = window.reach
-        size = ring_size(ring)
-        column = ring.pad + first * LANES - reach
-        step = ((last - first) * LANES + 2 * reach + 2 * LANES - 1) // (2 * LANES) * (2 * LANES)
-        end = column + (last - first) * LANES + 2 * reach
         for c in range(channels):
-            columns(x, c * size, labels, rows, column, end, kind, window, scratch, step)
+            at = c * ring_size(ring)
+            j = ring.pad + first * LANES - radius
+            a = columns(x, at, labels, j, kind, window, rows)
             for block in range(first, last):
-                j = (block - first) * LANES + reach
-                total = load(scratch, j)
-                for t in range(1, reach + 1):
-                    total = total + (load(scratch, t * step + j - t) + load(scratch, t * step + j + t))
+                j += LANES
+                b = columns(x, at, labels, j, kind, window, rows)
                 to = c * out_width + block * LANES
+                pooled = total(a, b)
                 if mixed:
-                    total = select(load(centres, block * LANES) == kind, total, load(out, to))
-                store(out, to, total)
+                    pooled = select(load(centres, block * LANES) == kind, pooled, load(out, to))
+                store(out, to, pooled)
+                a = b
 
     return pool_segment
 
 
+def _medium(cell, mixed):
+    """Make the function that pools a segment for windows of up to `RINGS` rings: columns begin where blocks do."""
+    columns = all_columns(cell, RINGS)
+    left = shifted([(t, LANES - t) for t in range(1 + RINGS)])
+    right = shifted([(t, t) for t in range(1, 1 + RINGS)])
+
+    @inner
+    def pool_segment(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
+        kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
+        for c in range(channels):
+            at = c * ring_size(ring)
+            j = ring.pad + first * LANES
+            a = columns(x, at, labels, j, kind, window, rows)
+            so_far = left(columns(x, at, labels, j - LANES, kind, window, rows), a)
+            for block in range(first, last):
+                j += LANES
+                b = columns(x, at, labels, j, kind, window, rows)
+                to = c * out_width + block * LANES
+                pooled = so_far + right(a, b)
+                if mixed:
+                    pooled = select(load(centres, block * LANES) == kind, pooled, load(out, to))
+                store(out, to, pooled)
+                so_far = left(a, b)
+                a = b
+
+    return pool_segment
+
+
+def _fold(cell):
+    """Make the function that adds up the rows of every shell, for all columns of a segment."""
+
+    @inner
+    def fold(x, at, labels, rows, column, kind, window, scratch, step):
+        """scratch[t * step :] = shell t from `column` on, 0 beyond the last."""
+        shells = len(window.shell) - 1
+        centre = peek(rows, 0)
+        for j in range(column, column + step, LANES):
+            store(scratch, j - column, cell(x, at + centre + j, labels, centre + j, kind))
+        for t in range(1, shells):
+            to = t * step - column
+            first = peek(window.shell, t)
+            for i in range(first, peek(window.shell, t + 1), 2):
+                above, below = peek(rows, i), peek(rows, i + 1)
+                for j in range(column, column + step, LANES):
+                    P = cell(x, at + above + j, labels, above + j, kind)
+                    P = P + cell(x, at + below + j, labels, below + j, kind)
+                    store(scratch, to + j, P if i == first else load(scratch, to + j) + P)
+        for j in range(shells * step, (1 + window.sets * RINGS) * step, LANES):
+            store(scratch, j, fill(x, 0))
+
+    return fold
+
+
+_fold_any, _fold_of = _fold(load_any), _fold(load_of)
+
+
+@inner
+def _sums_between(window, scratch, step, to, middle):
+    """Of every column U_0, and S before and O beyond each set of rings, in scratch[to + 2 k step :] and the next row."""
+    for j in range(0, step, LANES):
+        S = load(scratch, j)
+        U_0 = fill(scratch, window.weight[0]) * S
+        for k in range(window.sets):
+            store(scratch, to + 2 * k * step + j, S)
+            O = fill(scratch, 0)
+            for t in range(1 + k * RINGS, 1 + (k + 1) * RINGS):
+                P = load(scratch, t * step + j)
+                S = S + P
+                O = fma(fill(scratch, peek(window.weight, t)), P, O)
+            store(scratch, to + (2 * k + 1) * step + j, O)
+        O = fill(scratch, 0)
+        for k in range(window.sets - 1, -1, -1):
+            here = to + (2 * k + 1) * step + j
+            further = O + load(scratch, here)
+            store(scratch, here, O)
+            O = further
+        store(scratch, middle + j, U_0 + O)
+
+
+def _set(begin):
+    """Make the function that adds what a set of rings gives, the first `begin` + 1 columns away beyond some `LANES`."""
+    columns = rings(folded, 1, 1 + RINGS)
+    left = shifted([(t, LANES - begin - t - 1) for t in range(RINGS)])
+    right = shifted([(t, begin + t + 1) for t in range(RINGS)])
+
+    @inner
+    def add_set(labels, kind, window, k, scratch, step, sums, to):
+        """scratch[to :] += sums over the U of set k, for every column of the segment that has neighbours."""
+        away = k * RINGS // LANES * LANES
+        before = sums + 2 * k * step
+        beyond = before + step
+        S, O = load(scratch, before), load(scratch, beyond)
+        a = columns(scratch, 0, labels, 0, kind, window, step, k * RINGS, S, O)[1]
+        for j in range(LANES, step, LANES):
+            S, O = load(scratch, before + j), load(scratch, beyond + j)
+            b = columns(scratch, 0, labels, j, kind, window, step, k * RINGS, S, O)[1]
+            here = to + j + away
+            store(scratch, here, load(scratch, here) + left(a, b))
+            here = to + j - LANES - away
+            store(scratch, here, load(scratch, here) + right(a, b))
+            a = b
+
+    return add_set
+
+
+_add_even, _add_odd = _set(0), _set(RINGS)
+
+
+@inner
+def _large(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width):
+    """Pool a segment for any window, `RINGS` rings at a time."""
+    kind, first, last = spread(plan.kind[i]), np.int64(plan.first[i]), np.int64(plan.last[i])
+    mixed = plan.mixed[i]
+    blocks = last - first
+    # a column of the scratch is one of the ring, from `ring.pad` left of the segment to as many right of it
+    column, step = first * LANES, blocks * LANES + 2 * ring.pad
+    sums = (1 + window.sets * RINGS) * step
+    to = sums + 2 * window.sets * step + ring.pad  # with room on both sides for what falls outside
+    for c in range(channels):
+        at = c * ring_size(ring)
+        if mixed:
+            _fold_of(x, at, labels, rows, column, kind, window, scratch, step)
+        else:
+            _fold_any(x, at, labels, rows, column, kind, window, scratch, step)
+        _sums_between(window, scratch, step, sums, to)
+        for k in range(window.sets):
+            if k % 2:
+                _add_odd(labels, kind, window, k, scratch, step, sums, to)
+            else:
+                _add_even(labels, kind, window, k, scratch, step, sums, to)
+        for block in range(blocks):
+            pooled = load(scratch, to + ring.pad + block * LANES)
+            here = c * out_width + (first + block) * LANES
+            if mixed:
+                pooled = select(load(centres, (first + block) * LANES) == kind, pooled, load(out, here))
+            store(out, here, pooled)
+
+
+_pure_0, _mixed_0 = _small(load_any, 0, False), _small(load_of, 0, True)
 _pure_1, _mixed_1 = _small(load_any, 1, False), _small(load_of, 1, True)
 _pure_2, _mixed_2 = _small(load_any, 2, False), _small(load_of, 2, True)
 _pure_3, _mixed_3 = _small(load_any, 3, False), _small(load_of, 3, True)
-_pure, _mixed = _large(_all_columns(load_any), False), _large(_all_columns(load_of), True)
+_pure, _mixed = _medium(load_any, False), _medium(load_of, True)
+
+
+# --- By cell, and the choice -------------------------------------------------------------------------------------
 
 
 @inner
@@ -250,24 +258,31 @@ def pool_row(
 ):
     """Pool every channel of a row for its windows; out[c * out_width + j] is right where centres[j] is a class."""
     segments, by_cell = plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan)
-    small = window.reach if window.reach == len(window.shell) - 2 and len(rows) == 2 * window.reach + 1 else 0
+    shells = len(window.shell) - 2
+    radius = max(window.reach, shells) if len(window.row_a) == 2 * shells + 1 else RINGS + 1
     for i in range(segments):
-        if plan.mixed[i]:
-            if small == 1:
-                _mixed_1(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
-            elif small == 2:
-                _mixed_2(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
-            elif small == 3:
-                _mixed_3(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
-            else:
-                _mixed(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
-        elif small == 1:
+        mixed = plan.mixed[i]
+        if radius == 0 and mixed:
+            _mixed_0(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif radius == 0:
+            _pure_0(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif radius == 1 and mixed:
+            _mixed_1(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif radius == 1:
             _pure_1(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
-        elif small == 2:
+        elif radius == 2 and mixed:
+            _mixed_2(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif radius == 2:
             _pure_2(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
-        elif small == 3:
+        elif radius == 3 and mixed:
+            _mixed_3(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif radius == 3:
             _pure_3(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
-        else:
+        elif radius <= RINGS and mixed:
+            _mixed(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        elif radius <= RINGS:
             _pure(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
+        else:
+            _large(x, channels, ring, labels, window, rows, plan, i, centres, scratch, out, out_width)
     for i in range(by_cell):
         _pool_block_by_cell(x, channels, ring, labels, window, rows, plan.by_cell[i], centres, out, out_width)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from lalref.engines.loops_cache import compiled
-from lalref.engines.loops_kernels import new_plan, new_scratch
+from lalref.engines.loops_kernels import new_plan, new_rows, new_scratch
 from lalref.engines.loops_lanes import LANES, inner
 from lalref.engines.loops_plan import find_rows, ring_size
 from lalref.engines.loops_pool import pool_row
@@ -68,8 +68,8 @@ def pool_probability(
     z = np.zeros(4 * width)
     scratch = new_scratch(maps, ring, counted)
     plan = new_plan(ring, blocks, most_classes)
-    rows = np.empty(len(window.row_a), np.int64)
-    counted_rows = np.empty(len(counted.row_a), np.int64)
+    rows = new_rows(window)
+    counted_rows = new_rows(counted)
     radius = ring.planes // 2
     for ahead in range(max(0, task.a0 - radius), min(A, task.a1 + radius)):
         for b in range(B):  # a row of pixels comes in
@@ -189,7 +189,7 @@ def receive(
     z = np.zeros(width)
     scratch = new_scratch(sent, ring, window)
     plan = new_plan(ring, blocks, most_classes)
-    rows = np.empty(len(window.row_a), np.int64)
+    rows = new_rows(window)
     radius = ring.planes // 2
     for ahead in range(max(0, task.a0 - radius), min(A, task.a1 + radius)):
         for b in range(B):

@@ -17,12 +17,13 @@ import numba
 
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
+_seat = threading.Lock()  # of the one caller at a time who works too
 
 
 def _forget_pool() -> None:
     """After a fork: the workers are not in the child."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _pool, _lock, _seat
+    _pool, _lock, _seat = None, threading.Lock(), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -39,7 +40,10 @@ def number_of_threads() -> int:
 
 
 def run(work: Callable[[Any], object], tasks: Sequence[Any]) -> None:
-    """Call work(task) for every task, by a pool that all callers share: never more threads than numba's limit."""
+    """Call work(task) for every task, by a pool that all callers share: never more threads than numba's limit.
+
+    The caller does its part, so that nobody waits for a thread to wake up; while it does, others only wait.
+    """
     workers = min(number_of_threads(), len(tasks))
     if workers <= 1:
         for task in tasks:
@@ -51,8 +55,15 @@ def run(work: Callable[[Any], object], tasks: Sequence[Any]) -> None:
         for task in left:  # a list's iterator gives each task to one thread
             work(task)
 
-    done = [_workers().submit(take) for _ in range(workers)]
-    wait(done)
+    helps = _seat.acquire(blocking=False)
+    done = [_workers().submit(take) for _ in range(workers - helps)]
+    try:
+        if helps:
+            take()
+    finally:
+        if helps:
+            _seat.release()
+        wait(done)
     for future in done:
         future.result()
 
@@ -61,5 +72,5 @@ def _workers() -> ThreadPoolExecutor:
     global _pool
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, thread_name_prefix="lalref")
+            _pool = ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS - 1, thread_name_prefix="lalref")
         return _pool
