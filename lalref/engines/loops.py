@@ -3,9 +3,9 @@
 Read downwards: the engine's functions, then `Problem`, which brings a call into the shape that the kernels take;
 `loops_geometry` sets them to work, `loops_stage3` is stage 3. The kernels are `loops_kernels` (image sized),
 `loops_probability` (probability space) and `loops_maps` (stage 3); pooling is `loops_plan`, `loops_pool` and
-`loops_columns`, stage 2 `loops_softmax`, what margins are measured from `loops_margins`, rows `loops_rows`, lanes are `loops_type`,
-`loops_lanes` and `loops_math`, threads `loops_threads`. Everything is compiled on first use and kept on disk
-(`loops_cache`); importing this module compiles nothing.
+`loops_columns`, stage 2 `loops_softmax`, what margins are measured from `loops_margins`, rows `loops_rows`, lanes
+are `loops_type`, `loops_lanes` and `loops_math`, threads `loops_threads`. Everything is compiled on first use and
+kept on disk (`loops_cache`); importing this module compiles nothing.
 
 Logits that are not of the working dtype, or whose elements don't lie a whole number of elements apart, are
 converted band by band, with the rows around that a band's windows reach.

@@ -126,7 +126,7 @@ _fold_any, _fold_of = _fold(load_any), _fold(load_of)
 
 @inner
 def _sums_between(window, scratch, step, to, middle):
-    """Of every column U_0, and S before and O beyond each set of rings, in scratch[to + 2 k step :] and the next row."""
+    """Of every column U_0, and S before and O beyond each set k of rings, in scratch[to + 2 k step :] and on."""
     for j in range(0, step, LANES):
         S = load(scratch, j)
         U_0 = fill(scratch, window.weight[0]) * S
