@@ -152,7 +152,7 @@ def plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan):
     none = spread(np.int32(-1))
     segments = 0
     by_cell = 0
-    join = window.sets > 1  # then looking at labels costs less than beginning a segment
+    join = window.reach > 3  # then looking at labels costs less than beginning a segment
     for block in range(blocks):
         rest = load(centres, block * LANES)
         kind = largest(rest)
