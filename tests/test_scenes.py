@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from samples import problems
 
 from lalref import LocallyAdaptiveLoss, scenes
+from lalref.bench import scenes as bench
 from lalref.oracle.inputs import VOID, eighths, scattered, weights
 from lalref.scenes import scene_parts, scene_value_and_grad
 
@@ -109,6 +110,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from lalref import LocallyAdaptiveLoss, scenes
+from lalref.bench import scenes as bench
 from lalref.scenes import scene_parts, scene_value_and_grad
 
 folder, strips, side = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -127,6 +129,7 @@ loss = LocallyAdaptiveLoss()
 small = strip[None, :, :, :256].astype(np.float32), y[None, :, :256]
 scene_parts(loss, *small), loss.value_and_grad(*small)  # what is compiled and imported, and its memory
 right = loss.parts(strip[None], y[None])
+right_grad = loss.value_and_grad(strip[None].astype(np.float32), y[None])[1][..., :500] / 4  # of four strips' mean
 del strip, c, i, j
 
 logits = np.memmap(folder / "logits", np.float16, "r", shape=shape)
@@ -140,6 +143,13 @@ except MemoryError:
     pass
 value = scene_parts(loss, logits, labels, tile=500).value
 np.testing.assert_allclose(value, right.value, rtol=2e-6)
+rows = slice(0, 4 * 250)  # and a gradient twice the size of its scene, into a file: four strips
+grad = np.memmap(folder / "grad", np.float32, "w+", shape=(1, C, 1000, side))
+value = scene_value_and_grad(loss, logits[:, :, rows], labels[:, rows], grad, tile=500)
+np.testing.assert_allclose(value, right.value, rtol=2e-6)
+for i in range(4):
+    found = grad[:, :, 250 * i : 250 * (i + 1), :500]
+    np.testing.assert_allclose(found, right_grad, rtol=0, atol=2e-6 * abs(right_grad).max())
 print(logits.nbytes, quarter, float(value))
 """
 
@@ -154,4 +164,20 @@ def test_a_scene_in_a_quarter_of_its_memory(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     nbytes, quarter, _ = done.stdout.split()
     assert (int(nbytes), int(quarter)) == (608_000_000, 152_000_000)
-    (tmp_path / "logits").unlink()
+    for name in ("logits", "grad"):
+        (tmp_path / name).unlink()
+
+
+def test_the_benchmark_checks_what_it_times(tmp_path, monkeypatch, capsys):
+    found = bench.main(500, True, str(tmp_path), tile=128)
+    assert list(found) == ["loss", "loss and gradient"]
+    assert all(seconds > 0 and held >= 0 for seconds, held in found.values())
+    assert "(1, 19, 500, 500) float16" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="side=300 is not allowed"):
+        bench.main(300, False, None)
+    cut = scenes.tiles
+    for halo, wrong in ((0, "the loss is"), (1, "the gradient of the last strip")):
+        monkeypatch.setattr(scenes, "tiles", lambda *a, halo=halo: cut(*a[:3], halo))
+        with pytest.raises(ValueError, match=wrong):
+            bench.main(500, True, None, tile=128)

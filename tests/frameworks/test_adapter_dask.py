@@ -1,5 +1,10 @@
 """dask arrays: lazily, chunk by chunk, the whole's value and gradient."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -55,3 +60,46 @@ def test_the_door():
         dask_value_and_grad(LocallyAdaptiveLoss(reduction="none"), x, y)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
         dask_value_and_grad(LocallyAdaptiveLoss(), x, y + np.uint8(9))[0].compute()
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+import dask, dask.array as da, numpy as np
+from lalref import LocallyAdaptiveLoss
+from lalref.adapters.dask import dask_value_and_grad
+from lalref.bench.scenes import scene
+
+def lazily(x, y, side):
+    x = da.from_array(x, chunks=(1, 19, side, side), name=False)
+    return dask_value_and_grad(loss, x, da.from_array(y, chunks=side, name=False))[0]
+
+loss, side = LocallyAdaptiveLoss(), int(sys.argv[2])
+logits, labels, strip, y = scene(4000, Path(sys.argv[1]) / "logits")
+right = loss.parts(strip, y).value
+with dask.config.set(scheduler="threads", num_workers=2):
+    lazily(strip[..., :500], y[..., :500], 250).compute()  # what is compiled and started, and its memory
+    value = lazily(logits, labels, side)
+    status = (line.split() for line in open("/proc/self/status"))
+    used = next(int(words[1]) * 1024 for words in status if words[0] == "VmData:")
+    resource.setrlimit(resource.RLIMIT_DATA, (used + logits.nbytes // 4,) * 2)
+    np.testing.assert_allclose(value.compute(), right, rtol=2e-6)
+print(logits.nbytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on memory is Linux's")
+@pytest.mark.parametrize("side", [500, 4000])
+def test_a_scene_in_a_quarter_of_its_memory(tmp_path, side):
+    """608 MB of float16 logits, whose loss is that of one strip worked out whole; as one chunk they do not fit."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", LARGE, str(tmp_path), str(side)]
+    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True, check=False)
+    (tmp_path / "logits").unlink()
+    if side == 4000:
+        assert done.returncode != 0
+        assert "MemoryError" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert int(done.stdout) == 608_000_000

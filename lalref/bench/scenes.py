@@ -1,0 +1,133 @@
+"""What a scene larger than memory costs: its loss and gradient tile by tile, in seconds and in memory.
+
+    python -m lalref.bench.scenes [--side 4000] [--gradient] [--folder /tmp]
+
+The scene is made from a formula: one strip, void between strips, again and again, so that the loss of the whole
+is that of the strip, which is worked out at once and compared. Files are deleted at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lalref import LocallyAdaptiveLoss
+from lalref.bench import inputs
+from lalref.scenes import scene_parts, scene_value_and_grad
+
+Array = Any
+CLASSES, ROWS = 19, 250  # of a strip
+
+
+def scene(side: int, file: Path) -> tuple[Array, Array, Array, Array]:
+    """Write logits (1, CLASSES, side, side) float16 to `file`; return them, labels, and both of one strip.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lalref.bench.scenes import scene
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     logits, labels, strip, _ = scene(500, Path(folder) / "logits")
+    >>> logits.shape, labels.shape, strip.shape
+    ((1, 19, 500, 500), (1, 500, 500), (1, 19, 250, 500))
+    """
+    if side < ROWS or side % ROWS:
+        raise ValueError(f"side={side} is not allowed: it must be a multiple of {ROWS}")
+    strip = inputs.logits((1, CLASSES, ROWS, side)).astype(np.float16)
+    y = inputs.labels("blobs", (1, ROWS, side), CLASSES)
+    y[:, -8:] = inputs.VOID  # no window of one strip reads the next
+    with file.open("wb") as out:
+        for plane in strip[0]:
+            for _ in range(side // ROWS):
+                out.write(plane.tobytes())
+    logits = np.memmap(file, np.float16, "r", shape=(1, CLASSES, side, side))
+    return logits, np.tile(y, (1, side // ROWS, 1)), strip, y
+
+
+def main(side: int, gradient: bool, folder: str | None, tile: int = 512) -> dict[str, tuple[float, int]]:
+    """Print and return seconds, and bytes held beyond what the program had, of the loss and of its gradient.
+
+    Raises
+    ------
+    ValueError
+        The loss or the gradient is not that of a strip worked out at once.
+    """
+    loss = LocallyAdaptiveLoss()
+    found: dict[str, tuple[float, int]] = {}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        with _memory() as held:
+            result = call()
+        found[name] = time.perf_counter() - start, max(held) - held[0]
+        print(f"{name}: {found[name][0]:.1f} s, {found[name][1] / 1e6:.0f} MB beyond what the program had")
+        return result
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        logits, labels, strip, y = scene(side, Path(place) / "logits")
+        print(f"{logits.shape} float16, {logits.nbytes / 1e9:.2f} GB; tiles of {tile}")
+        whole = loss.parts(strip, y)
+        small = strip[..., :tile].astype(np.float32), y[..., :tile]
+        loss.value_and_grad(*small, total=loss.parts(*small))  # compiles
+        value = timed("loss", lambda: scene_parts(loss, logits, labels, tile=tile, progress=True).value)
+        if not abs(value / whole.value - 1) < 1e-5:
+            raise ValueError(f"the loss is {value}, and that of the strip {whole.value}")
+        if gradient:
+            grad = np.memmap(Path(place) / "grad", np.float32, "w+", shape=logits.shape)
+            timed(
+                "loss and gradient",
+                lambda: scene_value_and_grad(loss, logits, labels, grad, tile=tile, progress=True),
+            )
+            right = loss.value_and_grad(strip.astype(np.float32), y)[1] / (
+                side // ROWS
+            )  # of a mean over strips
+            if not np.abs(grad[:, :, -ROWS:] - right).max() < 1e-5 * np.abs(right).max():
+                raise ValueError("the gradient of the last strip is not that of the strip alone")
+    return found
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[list[int]]:
+    """The bytes of this process's own memory, again and again; what is mapped from files is not its own."""
+    status, done = Path("/proc/self/status"), threading.Event()
+
+    def now() -> int:
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:  # not Linux
+            return 0
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+    held = [now()]
+
+    def look() -> None:
+        while not done.wait(0.005):
+            held.append(now())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield held
+    finally:
+        done.set()
+        looking.join()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Time a scene larger than memory.")
+    parser.add_argument("--side", type=int, default=4000, help=f"pixels, a multiple of {ROWS}")
+    parser.add_argument(
+        "--gradient", action="store_true", help="the gradient too, into a file of twice the size"
+    )
+    parser.add_argument("--folder", help="where the files are made; the system's folder for such if not said")
+    given = parser.parse_args()
+    main(given.side, given.gradient, given.folder)
