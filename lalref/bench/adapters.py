@@ -103,11 +103,16 @@ def training_steps() -> dict[str, Callable[[], Any]]:
 
 
 def timed(contestants: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, in rounds that take each contestant once."""
+    """Seconds of each call, in rounds that take each contestant once.
+
+    Before each timed call goes one that is not, so that nobody is charged for another's leftovers: threads that
+    still spin, memory and caches that were somebody else's.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
         for name, call in contestants.items():
+            call()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
