@@ -11,6 +11,9 @@ from lalref.oracle.cases import BY_NAME
 from lalref.oracle.matrix import units_by_case
 from lalref.oracle.mistakes import BY_ID, CATALOGUE, EQUIVALENT, Textbook, evaluate
 from lalref.oracle.mistakes.entry import STAGE_OF
+from lalref.oracle.mistakes.forms_backward import BACKWARD_FORMS
+from lalref.oracle.mistakes.forms_loss import LOSS_FORMS
+from lalref.oracle.mistakes.forms_pooling import POOLING_FORMS
 from lalref.oracle.mistakes.tape import Traced, column, exp, linear, log, vjp, where
 
 BOTH = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -54,6 +57,29 @@ def test_a_mistake_overrides_one_piece_or_two(mistake):
     """Forwards of both spaces, or a piece and what goes with it: no entry is a copy of the whole."""
     pieces = [name for name in vars(mistake.form) if not name.startswith("_")]
     assert mistake.stage == "state" or 1 <= len(pieces) <= 3
+
+
+def test_every_other_form_belongs_to_an_entry_and_differs_from_its_fellows():
+    forms = [variant for mistake in CATALOGUE for variant in mistake.variants]
+    written = [*POOLING_FORMS.values(), *LOSS_FORMS.values(), *BACKWARD_FORMS.values()]
+    assert len(forms) == sum(map(len, written)) >= 80  # an id that is misspelt would lose its forms
+    for mistake in CATALOGUE:
+        assert len(set(mistake.forms)) == len(mistake.forms)
+        formulas = [mistake.formula, *(variant.formula for variant in mistake.variants)]
+        assert len(set(formulas)) == len(formulas)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(v.form, id=f"{m.id}: {v.formula}")
+        for m in CATALOGUE
+        for v in m.variants
+        if m.stage != "state"
+    ],
+)
+def test_every_other_form_is_refused_too(form):
+    assert max(units_by_case(form(), "float64").values()) >= WEAKEST
 
 
 # ---- what it runs over

@@ -28,6 +28,7 @@ from lalref.oracle.whereabouts import consistency, whereabouts
 __all__ = ["Diagnosis", "Finding", "Observed", "diagnose"]
 
 WIDE = ("float32", "float64")
+FEW = 2  # cases that a mistake may leave to go before a pair that leaves none
 LOSSES = 2  # mistakes that have most of the values, to which one in the gradient is sought
 LOUD = 800.0  # added to logits: no loss changes, and exp of them overflows
 HIGH = 5000.0  # an exponent p that no loss but 1 can be raised to
@@ -109,6 +110,8 @@ def of_layouts(rows: Sequence[Row]) -> Diagnosis | None:
 def _told(found: list[Finding]) -> str:
     if len(found) == 1:
         return found[0].sentence
+    if "+" in found[1].mistake and "+" not in found[0].mistake:
+        return f"{found[0].sentence} A pair of mistakes has all of your numbers: {found[1].sentence}"
     return (
         f"{len(found)} mistakes have these numbers, and nothing that was asked tells them apart: "
         + " ".join(f"({i}) {each.sentence}" for i, each in enumerate(found, 1))
@@ -132,16 +135,21 @@ def _named(
         or _narrow(core)
         or [_finding(name, off) for name, off in dict(sighted(core, seen)).items()]
         or _fitted(core, wrong)
-        or _held(mixed(core, wrong), core, wrong, ask)
     )
     if found:
         return found
     values_wrong = any(each.value_wrong for each in wrong)
-    order = ranked(core, what="value" if values_wrong else "both")
-    firsts = [suspect for _, suspect in order]
-    return _held(joint(firsts, not values_wrong, thorough), core, wrong, ask) or _partly(
-        core, order, values_wrong
-    )
+    pairs = _held(mixed(core, wrong), core, wrong, ask)
+    order = ranked(core, what="value" if values_wrong and not pairs else "both")
+    if not pairs:
+        firsts = [suspect for _, suspect in order]
+        pairs = _held(joint(firsts, not values_wrong, thorough), core, wrong, ask)
+        if not pairs:
+            return _partly(core, order, values_wrong)
+        order = ranked(core)
+    # a mistake that leaves a case or two is likelier than two, which are told next
+    nearly = [part for part in parts(core, order, "both") if len(part.left) <= FEW]
+    return [_finding(part.suspect.ids[0], part.units, part.sentence()) for part in nearly[:1]] + pairs
 
 
 def _survives(suspect: Suspect, wrong: list[Observed]) -> bool:

@@ -92,7 +92,8 @@ def text(
         "`lalref oracle report`, which runs everything anew.",
         "",
         f"- The catalogue has **{len(CATALOGUE)}** single mistakes, each a small change of one piece of a textbook",
-        f"  implementation, and {len(EQUIVALENT)} changes that provably change nothing.",
+        f"  implementation, and {len(EQUIVALENT)} changes that provably change nothing. Of the mistakes",
+        f"  {sum(len(m.variants) for m in CATALOGUE)} more forms are known: people differ where a sentence leaves it open.",
         *(
             f"- {dtype}: **{killed[dtype]} of {of[dtype]}** are refused by the {len(CORE)} core cases "
             f"(an error beyond {LIMIT:g} units)."
@@ -138,7 +139,11 @@ def text(
     lines += ["", "## What they are", ""]
     for mistake in CATALOGUE:
         source = f" Seen in [{mistake.source}]({_link(mistake.source)})." if mistake.source else ""
-        lines.append(f"- **{mistake.id}** (`{mistake.formula}`): {mistake.sentence} {mistake.why}{source}")
+        also = "; ".join(f"`{variant.formula}`" for variant in mistake.variants)
+        also = f" Also known: {also}." if also else ""
+        lines.append(
+            f"- **{mistake.id}** (`{mistake.formula}`): {mistake.sentence} {mistake.why}{source}{also}"
+        )
     lines += ["", "## What changes nothing", ""]
     lines += [f"- **{e.id}**: {e.change} {e.proof}" for e in EQUIVALENT]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "scipy"))

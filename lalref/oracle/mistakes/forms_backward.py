@@ -36,7 +36,7 @@ class UnweightedAboveD(Textbook):
 @also("flows-to-other-classes", "ignored pixels receive too")
 class FlowsToVoidToo(backward.FlowsToOtherClasses):
     def hidden(self, s: Scene) -> Array:
-        return np.zeros(len(s.y), bool)
+        return np.zeros((len(s.y), 1), bool)
 
 
 # ---- of the cross-entropy
@@ -58,6 +58,12 @@ class NormaliserForgottenInBothSpaces(backward.NormaliserForgotten):
 class ExtraFactorInBothSpaces(backward.ExtraFactorOfP):
     def probability_back(self, u_bar: Array, back: Vjp, x: Array, g: Groups, s: Scene) -> Array:
         return back(u_bar) * np.exp(self.log_softmax(Traced(x), s).value)
+
+
+@also("softmax-of-the-pixels-own-logits", "and not pooled on its way back")
+class OwnLogitsAlone(backward.SoftmaxOfThePixelsOwnLogits):
+    def pool_back(self, z_bar: Array, back: Vjp, x: Array, g: Groups, s: Scene) -> Array:
+        return z_bar if s.o["space"] == "logits" else back(z_bar)
 
 
 # ---- of the power mean

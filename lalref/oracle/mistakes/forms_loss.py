@@ -15,7 +15,7 @@ import numpy as np
 
 from lalref.oracle.mistakes import entropy, minkowski, reading
 from lalref.oracle.mistakes.entry import Variant, variants_into
-from lalref.oracle.mistakes.tape import Traced, column, exp, where
+from lalref.oracle.mistakes.tape import Traced, column, exp, log, where
 from lalref.oracle.mistakes.textbook import Array, Groups, Scene, Textbook, Vjp
 
 LOSS_FORMS: dict[str, tuple[Variant, ...]] = {}
@@ -65,10 +65,54 @@ def _wrapped(s: Scene) -> Scene:
     return dataclasses.replace(s, y=np.where(s.y < 0, s.y + s.C, s.y))
 
 
-@also("labels-as-unsigned-bytes", "an index too large is that of the last class")
-class IndexClamped(reading.LabelsAsUnsignedBytes):
+class _HiddenInMemory(Textbook):
+    """Logits under ignored labels are set to 0 where they lie, before they are misread."""
+
+    def hidden(self, s: Scene) -> Array:
+        axis = s.o["axis"] % (len(s.shape) + 1)
+        shape = (*s.shape[:axis], s.C, *s.shape[axis:])
+        cells = np.zeros(math.prod(shape), bool)
+        cells[Textbook().layout(shape, axis)] = self.ignored(s)[:, None]
+        return cells[self.layout(shape, axis)]
+
+
+for name, read in (
+    ("view-without-permute", reading.ViewWithoutPermute),
+    ("channels-last-read-as-first", reading.ChannelsLastReadAsFirst),
+    ("height-and-width-swapped", reading.HeightAndWidthSwapped),
+    ("height-and-width-swapped", WidthAndHeightSwapped),
+):
+    also(name, "ignored logits set to 0 before")(type("Hidden", (_HiddenInMemory, read), {}))
+
+
+class _OutOfRange(Textbook):
+    """Where an index is out of range, its class is another: the first, or the last."""
+
+    last = False
+
     def classes(self, s: Scene) -> Array:
-        return super().classes(dataclasses.replace(s, y=np.clip(s.y, 0, s.C - 1)))
+        y = np.where((s.y < 0) | (s.y >= s.C), s.C - 1 if self.last else 0, s.y)
+        return super().classes(dataclasses.replace(s, y=y))
+
+
+for name, cast in (
+    ("labels-as-unsigned-bytes", reading.LabelsAsUnsignedBytes),
+    ("always-ignores255", reading.AlwaysIgnores255),
+):
+    also(name, "an index out of range is that of class 0")(type("First", (_OutOfRange, cast), {}))
+    also(name, "an index out of range is that of the last class")(
+        type("Last", (_OutOfRange, cast), {"last": True})
+    )
+
+
+@also("half-precision-inside", "their gradients too")
+class HalfPrecisionBack(reading.HalfPrecisionInside):
+    def halved(self, ell: Traced) -> Traced:
+        def narrow(v: Array) -> Array:
+            with np.errstate(over="ignore"):
+                return v.astype(np.float16).astype(v.dtype)
+
+        return Traced(narrow(ell.value), (ell, narrow))
 
 
 # ---- space
@@ -116,6 +160,12 @@ for over, rows in (("last", entropy.SoftmaxOverPixels), ("first", _OverAColumn),
     also("softmax-over-pixels", f"softmax over {told}, z divided off the grid too")(
         type("Everywhere", (_DividedEverywhere, rows), {})
     )
+
+
+@also("exp-without-the-maximum", "log(exp(z) / Σ exp(z))")
+class QuotientWithoutTheMaximum(Textbook):
+    def log_softmax(self, z: Traced, s: Scene) -> Traced:
+        return log(exp(z) / column(exp(z).sum(1)))
 
 
 @also("log-of-softmax-plus-epsilon", "log(v + 1e-7) of the merged probability")
@@ -192,15 +242,15 @@ class UniformPartAlways(Textbook):
         return ((1 - s.o["label_smoothing"]) * self.classes(s) + 1 / s.C).astype(s.dtype)
 
 
-for name, form in (
-    ("smoothing-on-top", entropy.SmoothingOnTop),
-    ("keeps-too-much-of-the-label", entropy.KeepsTooMuchOfTheLabel),
-    ("keeps-too-little-of-the-label", entropy.KeepsTooLittleOfTheLabel),
-    ("uniform-part-not-scaled", entropy.UniformPartNotScaled),
-    ("uniform-part-not-scaled", UniformPartAlways),
-    ("smoothing-weighted-by-class", entropy.SmoothingWeightedByClass),
+for name, form, told in (
+    ("smoothing-on-top", entropy.SmoothingOnTop, ""),
+    ("keeps-too-much-of-the-label", entropy.KeepsTooMuchOfTheLabel, ""),
+    ("keeps-too-little-of-the-label", entropy.KeepsTooLittleOfTheLabel, ""),
+    ("uniform-part-not-scaled", entropy.UniformPartNotScaled, ""),
+    ("uniform-part-not-scaled", UniformPartAlways, "also without smoothing, "),
+    ("smoothing-weighted-by-class", entropy.SmoothingWeightedByClass, ""),
 ):
-    also(name, "its slope is taken for softmax − t")(type("Slope", (_SoftmaxMinusTarget, form), {}))
+    also(name, f"{told}its slope is taken for softmax − t")(type("Slope", (_SoftmaxMinusTarget, form), {}))
 
 
 @also("labels-count-from-one", "no target for class 0")

@@ -138,7 +138,7 @@ class _VoidIsRead(Textbook):
     """Logits under ignored labels are read as they are, and get their gradient."""
 
     def hidden(self, s: Scene) -> Array:
-        return np.zeros(len(s.y), bool)
+        return np.zeros((len(s.y), 1), bool)
 
 
 class _VoidIsReadOneWay(_VoidIsRead):

@@ -101,15 +101,16 @@ class SinglePrecisionInside(Textbook):
 class HalfPrecisionInside(Textbook):
     """Your window losses are held in float16."""
 
-    def _halved(self, ell: Traced) -> Traced:
+    def halved(self, ell: Traced) -> Traced:
+        """Through float16 and back."""
         with np.errstate(over="ignore"):
             return Traced(ell.value.astype(np.float16).astype(ell.value.dtype), (ell, lambda g: g))
 
     def cross_entropy(self, z: Traced, g: Any, s: Scene) -> Traced:
-        return self._halved(super().cross_entropy(z, g, s))
+        return self.halved(super().cross_entropy(z, g, s))
 
     def negative_log(self, v: Traced, g: Any, s: Scene) -> Traced:
-        return self._halved(super().negative_log(v, g, s))
+        return self.halved(super().negative_log(v, g, s))
 
 
 @mistake("dtype", "labels as int8: 255 becomes −1", "A byte is signed by default in C, Java and torch.int8.")

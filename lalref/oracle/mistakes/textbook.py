@@ -61,8 +61,8 @@ class Textbook:
         return np.isin(s.y, [] if s.o["ignore_index"] is None else s.o["ignore_index"])
 
     def hidden(self, s: Scene) -> Array:
-        """(Q,), pixels whose logits are read as 0 and get no gradient: the ignored ones."""
-        return self.ignored(s)
+        """(Q, 1) or (Q, C), logits that are read as 0 and get no gradient: those of ignored pixels."""
+        return self.ignored(s)[:, None]
 
     def classes(self, s: Scene) -> Array:
         """(Q, C), the label one-hot; zeros where it is no class."""
@@ -294,7 +294,7 @@ def evaluated(
             if x.ndim == 1:  # of each ell
                 bar = np.where(h.valid, bar, 0).astype(s.dtype)
         # a hidden pixel is a constant 0 on the tape
-        x_bar = backward.finish(np.where(backward.hidden(t)[:, None], 0, bar), h, t)
+        x_bar = backward.finish(np.where(backward.hidden(t), 0, bar), h, t)
         grad = np.zeros(logits.size, s.dtype)
         np.add.at(grad, backward.gradient_layout(logits.shape, t.o["axis"]), x_bar)
         return grad.reshape(logits.shape).astype(logits.dtype)
@@ -313,7 +313,7 @@ def _read(form: Textbook, logits: Array, labels: Array, options: Mapping[str, An
     s = Scene(o, form.precision(logits.dtype), labels.shape, logits.shape[axis], labels, at)
     s.y = form.labels(labels, s)
     x = logits.reshape(-1).astype(s.dtype)[form.layout(logits.shape, axis)]
-    s.x = np.where(form.hidden(s)[:, None], 0, x).astype(s.dtype)
+    s.x = np.where(form.hidden(s), 0, x).astype(s.dtype)
     return s, form.groups(s)
 
 
