@@ -13,6 +13,7 @@ from lalref.oracle.mistakes import BY_ID, CATALOGUE, EQUIVALENT, Textbook, evalu
 from lalref.oracle.mistakes.entry import STAGE_OF
 from lalref.oracle.mistakes.forms_backward import BACKWARD_FORMS
 from lalref.oracle.mistakes.forms_loss import LOSS_FORMS
+from lalref.oracle.mistakes.forms_minkowski import MINKOWSKI_FORMS
 from lalref.oracle.mistakes.forms_pooling import POOLING_FORMS
 from lalref.oracle.mistakes.tape import Traced, column, exp, linear, log, vjp, where
 
@@ -61,7 +62,8 @@ def test_a_mistake_overrides_one_piece_or_two(mistake):
 
 def test_every_other_form_belongs_to_an_entry_and_differs_from_its_fellows():
     forms = [variant for mistake in CATALOGUE for variant in mistake.variants]
-    written = [*POOLING_FORMS.values(), *LOSS_FORMS.values(), *BACKWARD_FORMS.values()]
+    rooms = (POOLING_FORMS, LOSS_FORMS, MINKOWSKI_FORMS, BACKWARD_FORMS)
+    written = [variants for room in rooms for variants in room.values()]
     assert len(forms) == sum(map(len, written)) >= 80  # an id that is misspelt would lose its forms
     for mistake in CATALOGUE:
         assert len(set(mistake.forms)) == len(mistake.forms)

@@ -93,7 +93,7 @@ def text(
         "",
         f"- The catalogue has **{len(CATALOGUE)}** single mistakes, each a small change of one piece of a textbook",
         f"  implementation, and {len(EQUIVALENT)} changes that provably change nothing. Of the mistakes",
-        f"  {sum(len(m.variants) for m in CATALOGUE)} more forms are known: people differ where a sentence leaves it open.",
+        f"  {sum(len(m.variants) for m in CATALOGUE)} more forms are known, for people differ.",
         *(
             f"- {dtype}: **{killed[dtype]} of {of[dtype]}** are refused by the {len(CORE)} core cases "
             f"(an error beyond {LIMIT:g} units)."

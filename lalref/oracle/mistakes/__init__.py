@@ -15,6 +15,7 @@ from lalref.oracle.mistakes.entry import Mistake
 from lalref.oracle.mistakes.equivalent import EQUIVALENT, Equivalent
 from lalref.oracle.mistakes.forms_backward import BACKWARD_FORMS
 from lalref.oracle.mistakes.forms_loss import LOSS_FORMS
+from lalref.oracle.mistakes.forms_minkowski import MINKOWSKI_FORMS
 from lalref.oracle.mistakes.forms_pooling import POOLING_FORMS
 from lalref.oracle.mistakes.members import MEMBERS
 from lalref.oracle.mistakes.minkowski import MINKOWSKI
@@ -35,7 +36,7 @@ _ENTRIES = (
     *UPSTREAM,
     *STATE,
 )
-_FORMS = {**POOLING_FORMS, **LOSS_FORMS, **BACKWARD_FORMS}
+_FORMS = {**POOLING_FORMS, **LOSS_FORMS, **MINKOWSKI_FORMS, **BACKWARD_FORMS}
 
 CATALOGUE: tuple[Mistake, ...] = tuple(
     dataclasses.replace(mistake, variants=_FORMS.get(mistake.id, ())) for mistake in _ENTRIES
