@@ -27,6 +27,7 @@ extensions = [
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+smartquotes = False  # reduction="none" and --help are to be copied as they are
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed with their outputs; `make notebooks-check` runs them
 
