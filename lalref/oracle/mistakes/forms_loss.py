@@ -76,13 +76,13 @@ class _HiddenInMemory(Textbook):
         return cells[self.layout(shape, axis)]
 
 
-for name, read in (
-    ("view-without-permute", reading.ViewWithoutPermute),
-    ("channels-last-read-as-first", reading.ChannelsLastReadAsFirst),
-    ("height-and-width-swapped", reading.HeightAndWidthSwapped),
-    ("height-and-width-swapped", WidthAndHeightSwapped),
+for name, read, told in (
+    ("view-without-permute", reading.ViewWithoutPermute, ""),
+    ("channels-last-read-as-first", reading.ChannelsLastReadAsFirst, ""),
+    ("height-and-width-swapped", reading.HeightAndWidthSwapped, ""),
+    ("height-and-width-swapped", WidthAndHeightSwapped, "the other way round, "),
 ):
-    also(name, "ignored logits set to 0 before")(type("Hidden", (_HiddenInMemory, read), {}))
+    also(name, f"{told}ignored logits set to 0 before")(type("Hidden", (_HiddenInMemory, read), {}))
 
 
 class _OutOfRange(Textbook):
