@@ -45,6 +45,19 @@ def test_version_and_help_without_installing_the_script():
         assert said in done.stdout
 
 
+def test_a_file_named_after_a_module_does_not_hide_it(write):
+    """As a torch.py of one's own, next to a loss that imports torch."""
+    code = "import wave\n\nwave.open\nimport lalref\n\nloss = lalref.lal_value_and_grad\n"
+    port = write(code, "wave.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "lalref", "verify", f"{port}:loss", "--quick"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

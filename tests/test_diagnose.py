@@ -334,6 +334,26 @@ def test_a_mistake_in_less_than_most_of_the_wrong_cases_has_no_name():
     assert found.summary.startswith("No mistake of the catalogue")
 
 
+def test_a_mistake_that_leaves_a_case_or_two_goes_before_the_pair_that_has_all():
+    both = type("Both", (BY_ID["euclidean-distance"].form, BY_ID["ignores-empty"].form), {})()
+    found = diagnose(observed(both, dtypes=["float64"]))
+    assert [set(f.mistake.split("+")) for f in found.findings] == [
+        {"euclidean-distance"},
+        {"euclidean-distance", "ignores-empty"},
+    ]
+    assert "something else is in: " in found.findings[0].sentence
+    assert "A pair of mistakes has all of your numbers" in found.summary
+
+
+def test_half_of_a_pair_in_two_halves_is_told_with_what_is_left():
+    """The loss of one mistake, the gradient of two, and something else with a stride."""
+    both = type("Both", (BY_ID["wrong-sign"].form, BY_ID["city-block-distance"].form), {})()
+    f = elsewhere(both, lambda o: o["stride"] == 2)
+    (finding,) = diagnose(observed(f, dtypes=["float64"])).findings
+    assert set(finding.mistake.split("+")) == {"wrong-sign", "city-block-distance"}
+    assert "So it is in " in finding.sentence
+
+
 def test_a_loss_is_named_whose_gradient_is_another_matter():
     wrong = BY_ID["city-block-distance"].subject()
 
@@ -443,6 +463,19 @@ def test_a_verdict_brings_its_diagnosis():
     assert finding.sentence in str(report).replace("\n", " ")
     assert report.to_dict()["diagnosis"][0]["mistake"] == "neighbours-divisor"
     assert verify(textbook, quick=True).diagnosis is None
+
+
+def test_views_that_are_misread_are_named():
+    report = verify(BY_ID["assumes-contiguous-memory"].subject(), dtype="float64", quick=True)
+    assert [finding.mistake for finding in report.diagnosis.findings] == ["assumes-contiguous-memory"]
+
+    def refuses_views(x, y, **o):
+        assert x.flags.c_contiguous
+        return textbook(x, y, **o)
+
+    report = verify(refuses_views, dtype="float64", quick=True)
+    assert report.verdict == "wrong"
+    assert report.diagnosis is None  # it is told, and not misread
 
 
 def test_a_port_with_few_options_is_diagnosed_on_what_it_takes():

@@ -85,6 +85,7 @@ USAGE = {
         "framework='theano' is not known: it is one of numpy",
     ),
     "dtype": ((textbook,), {"dtype": "float8"}, "dtype='float8' is not known: it is one of float32"),
+    "fixed misspelt": ((textbook,), {"fixed": {"sgima": 2}}, "did you mean sigma=?"),
     "fixed unknown": ((textbook,), {"fixed": {"gamma": 2}}, "fixed names 'gamma', which is no option"),
     "fixed not allowed": (
         (lambda x, y: (0.0, x),),
