@@ -47,7 +47,7 @@ def test_version_and_help_without_installing_the_script():
 
 def test_a_file_named_after_a_module_does_not_hide_it(write):
     """As a torch.py of one's own, next to a loss that imports torch."""
-    code = "import wave\n\nwave.open\nimport lalref\n\nloss = lalref.lal_value_and_grad\n"
+    code = "import wave\n\nwave.open\nfrom lalref.oracle.mistakes import Textbook\n\nloss = Textbook()\n"
     port = write(code, "wave.py")
     done = subprocess.run(
         [sys.executable, "-m", "lalref", "verify", f"{port}:loss", "--quick"],
