@@ -163,8 +163,8 @@ def forward(
                 if apart:
                     find_rows(counted, ring, a, b, image.A, counted_rows)
                     pool_row(
-                        logits[C * size :], 1, ring, labels, counted, counted_rows, centres, blocks, most_classes,
-                        plan, scratch, z[C * width :], width,
+                        logits[C * size :], np.int64(1), ring, labels, counted, counted_rows, centres, blocks,
+                        most_classes, plan, scratch, z[C * width :], width,
                     )  # fmt: skip
                 plane = image.A * image.B * image.W
                 at = task.n * C * plane + (a * image.B + b) * image.W + task.w0

@@ -41,13 +41,21 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(at, _vector(array_type.dtype).as_pointer())
 
 
-def _load(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def load_lanes(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     value = builder.load(_pointer(context, builder, array_type, array, index))
     value.align = array_type.dtype.bitwidth // 8
     return value
 
 
-def _spread(builder: Any, scalar_type: types.Type, scalar: Any) -> Any:
+def masked_load_lanes(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, labels: Any, kind: Any
+) -> Any:
+    """LANES elements of an array, 0 where LANES labels are not `kind`."""
+    value = load_lanes(context, builder, array_type, array, index)
+    return builder.select(builder.icmp_signed("==", labels, kind), value, ir.Constant(value.type, None))
+
+
+def splat(builder: Any, scalar_type: types.Type, scalar: Any) -> Any:
     vector = ir.Constant(_vector(scalar_type), ir.Undefined)
     vector = builder.insert_element(vector, scalar, ir.Constant(ir.IntType(32), 0))
     shuffle = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
@@ -67,11 +75,22 @@ def _suffix(scalar: Any) -> str:
     return f"v{LANES}{letter}{scalar.bitwidth}"
 
 
+def add_product(builder: Any, scalar: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once where the processor can."""
+    return _call(builder, f"llvm.fmuladd.{_suffix(scalar)}", a.type, [a, b, c])
+
+
+def shift_lanes(builder: Any, a: Any, b: Any, first: int) -> Any:
+    """The lanes of a from `first` on, then those of b before it."""
+    wanted = [first + lane for lane in range(LANES)]
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), wanted))
+
+
 def _count_to(builder: Any, number: Any) -> Any:
     """The mask whose first `number` (int64) lanes are set."""
     int64 = ir.VectorType(ir.IntType(64), LANES)
     lane = ir.Constant(int64, list(range(LANES)))
-    return builder.icmp_signed("<", lane, _spread(builder, types.int64, number))
+    return builder.icmp_signed("<", lane, splat(builder, types.int64, number))
 
 
 # --- Between memory and registers ------------------------------------------------------------------------------
@@ -82,7 +101,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     """array[index : index + LANES]."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _load(context, builder, array, *args)
+        return load_lanes(context, builder, array, *args)
 
     return Lanes(array.dtype)(array, types.intp), codegen
 
@@ -104,7 +123,7 @@ def load_any(typingctx: Any, array: Any, index: Any, labels: Any, label_index: A
     """load(array, index), called like `load_of`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _load(context, builder, array, *args[:2])
+        return load_lanes(context, builder, array, *args[:2])
 
     return Lanes(array.dtype)(array, types.intp, labels, types.intp, label), codegen
 
@@ -114,9 +133,9 @@ def load_of(typingctx: Any, array: Any, index: Any, labels: Any, label_index: An
     """load(array, index) where load(labels, label_index) == label, else 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        member = builder.icmp_signed("==", _load(context, builder, labels, *args[2:4]), args[4])
-        value = _load(context, builder, array, *args[:2])
-        return builder.select(member, value, ir.Constant(value.type, None))
+        array_at, at, labels_at, label_at, kind = args
+        here = load_lanes(context, builder, labels, labels_at, label_at)
+        return masked_load_lanes(context, builder, array, array_at, at, here, kind)
 
     return Lanes(array.dtype)(array, types.intp, labels, types.intp, label), codegen
 
@@ -177,7 +196,7 @@ def store_first(typingctx: Any, array: Any, index: Any, number: Any, value: Any)
 @intrinsic
 def spread(typingctx: Any, scalar: Any) -> Any:
     """The same number in every lane."""
-    return Lanes(scalar)(scalar), lambda context, builder, signature, args: _spread(builder, scalar, args[0])
+    return Lanes(scalar)(scalar), lambda context, builder, signature, args: splat(builder, scalar, args[0])
 
 
 @intrinsic
@@ -186,7 +205,7 @@ def fill(typingctx: Any, like: Any, number: Any) -> Any:
     scalar = like.scalar if isinstance(like, Lanes) else like.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _spread(builder, scalar, context.cast(builder, args[1], number, scalar))
+        return splat(builder, scalar, context.cast(builder, args[1], number, scalar))
 
     return Lanes(scalar)(like, number), codegen
 
@@ -201,23 +220,11 @@ def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
 
 
 @intrinsic
-def between(typingctx: Any, a: Any, b: Any, first: Any) -> Any:
-    """The lanes of a from `first` on, then those of b before it."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wanted = [first.literal_value + lane for lane in range(LANES)]
-        shuffle = ir.Constant(ir.VectorType(ir.IntType(32), LANES), wanted)
-        return builder.shuffle_vector(args[0], args[1], shuffle)
-
-    return (a(a, b, first), codegen) if isinstance(first, types.IntegerLiteral) else None
-
-
-@intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once where the processor can."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.fmuladd.{_suffix(a.scalar)}", args[0].type, list(args))
+        return add_product(builder, a.scalar, *args)
 
     return a(a, a, a), codegen
 

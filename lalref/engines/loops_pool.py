@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lalref.engines.loops_columns import all_columns, folded, rings, shifted
+from lalref.engines.loops_columns import all_columns, columns_of_rings, folded_rows, shifted
 from lalref.engines.loops_lanes import (
     LANES,
     fill,
@@ -44,7 +44,7 @@ from lalref.engines.loops_plan import RINGS, plan_row, ring_size
 
 def _small(cell, radius, mixed):
     """Make the function that pools a segment for small windows: columns begin `radius` left of the windows."""
-    columns = all_columns(cell, radius)
+    columns = all_columns(cell, radius, mixed)
     sides = [(t, radius - t) for t in range(radius + 1)] + [(t, radius + t) for t in range(1, radius + 1)]
     total = shifted(sides)
 
@@ -70,7 +70,7 @@ def _small(cell, radius, mixed):
 
 def _medium(cell, mixed):
     """Make the function that pools a segment for windows of up to `RINGS` rings: columns begin where blocks do."""
-    columns = all_columns(cell, RINGS)
+    columns = all_columns(cell, RINGS, mixed)
     left = shifted([(t, LANES - t) for t in range(1 + RINGS)])
     right = shifted([(t, t) for t in range(1, 1 + RINGS)])
 
@@ -147,23 +147,31 @@ def _sums_between(window, scratch, step, to, middle):
         store(scratch, middle + j, U_0 + O)
 
 
+_folded = folded_rows(RINGS)
+
+
 def _set(begin):
     """Make the function that adds what a set of rings gives, the first `begin` + 1 columns away beyond some `LANES`."""
-    columns = rings(folded, 1, 1 + RINGS)
     left = shifted([(t, LANES - begin - t - 1) for t in range(RINGS)])
     right = shifted([(t, begin + t + 1) for t in range(RINGS)])
 
     @inner
-    def add_set(labels, kind, window, k, scratch, step, sums, to):
+    def add_set(window, k, scratch, step, sums, to):
         """scratch[to :] += sums over the U of set k, for every column of the segment that has neighbours."""
         away = k * RINGS // LANES * LANES
         before = sums + 2 * k * step
         beyond = before + step
-        S, O = load(scratch, before), load(scratch, beyond)
-        a = columns(scratch, 0, labels, 0, kind, window, step, k * RINGS, S, O)[1]
+        first = k * RINGS + 1
+        weight, reach = window.weight, window.reach
+        P, S, O = _folded(scratch, first * step, step), load(scratch, before), load(scratch, beyond)
+        a = columns_of_rings(P, S, O, weight, first, reach)[1]
         for j in range(LANES, step, LANES):
-            S, O = load(scratch, before + j), load(scratch, beyond + j)
-            b = columns(scratch, 0, labels, j, kind, window, step, k * RINGS, S, O)[1]
+            P, S, O = (
+                _folded(scratch, first * step + j, step),
+                load(scratch, before + j),
+                load(scratch, beyond + j),
+            )
+            b = columns_of_rings(P, S, O, weight, first, reach)[1]
             here = to + j + away
             store(scratch, here, load(scratch, here) + left(a, b))
             here = to + j - LANES - away
@@ -195,9 +203,9 @@ def _large(x, channels, ring, labels, window, rows, plan, i, centres, scratch, o
         _sums_between(window, scratch, step, sums, to)
         for k in range(window.sets):
             if k % 2:
-                _add_odd(labels, kind, window, k, scratch, step, sums, to)
+                _add_odd(window, k, scratch, step, sums, to)
             else:
-                _add_even(labels, kind, window, k, scratch, step, sums, to)
+                _add_even(window, k, scratch, step, sums, to)
         for block in range(blocks):
             pooled = load(scratch, to + ring.pad + block * LANES)
             here = c * out_width + (first + block) * LANES

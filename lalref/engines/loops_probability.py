@@ -92,7 +92,7 @@ def pool_probability(
                 find_rows(window, ring, a, b, A, rows)
                 pool_row(
                     maps,
-                    3,
+                    np.int64(3),
                     ring,
                     labels,
                     window,
@@ -108,7 +108,7 @@ def pool_probability(
                 if apart:
                     find_rows(counted, ring, a, b, A, counted_rows)
                     pool_row(
-                        maps[size:], 1, ring, labels, counted, counted_rows, centres, blocks, most_classes,
+                        maps[size:], np.int64(1), ring, labels, counted, counted_rows, centres, blocks, most_classes,
                         plan, scratch, z[3 * width :], width,
                     )  # fmt: skip
                 row = ((task.n * grid_a + a // image.stride_a) * grid_b + b // image.stride_b) * grid_w
@@ -217,7 +217,7 @@ def receive(
                 find_rows(window, ring, a, b, A, rows)
                 pool_row(
                     sent,
-                    1,
+                    np.int64(1),
                     ring,
                     labels,
                     window,
