@@ -150,7 +150,7 @@ def _back(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Any, ...]:
     if grad is None or torch.is_grad_enabled() or loss_of(ctx.options).reduction == "none":
         return gradient(x, y, w, ctx.options, total, upstream), *(None,) * 5
     traced = type(upstream) is not torch.Tensor
-    if traced or upstream.device.type != "cpu" or upstream != 1:  # a GPU would have to be waited for
+    if traced or upstream.device.type != "cpu" or upstream.item() != 1:  # a GPU would have to be waited for
         grad = grad * upstream
     return grad, *(None,) * 5
 

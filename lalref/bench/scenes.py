@@ -75,21 +75,21 @@ def main(side: int, gradient: bool, folder: str | None, tile: int = 512) -> dict
     with tempfile.TemporaryDirectory(dir=folder) as place:
         logits, labels, strip, y = scene(side, Path(place) / "logits")
         print(f"{logits.shape} float16, {logits.nbytes / 1e9:.2f} GB; tiles of {tile}")
-        whole = loss.parts(strip, y)
         small = strip[..., :tile].astype(np.float32), y[..., :tile]
         loss.value_and_grad(*small, total=loss.parts(*small))  # compiles
         value = timed("loss", lambda: scene_parts(loss, logits, labels, tile=tile, progress=True).value)
-        if not abs(value / whole.value - 1) < 1e-5:
-            raise ValueError(f"the loss is {value}, and that of the strip {whole.value}")
         if gradient:
             grad = np.memmap(Path(place) / "grad", np.float32, "w+", shape=logits.shape)
             timed(
                 "loss and gradient",
                 lambda: scene_value_and_grad(loss, logits, labels, grad, tile=tile, progress=True),
             )
-            right = loss.value_and_grad(strip.astype(np.float32), y)[1] / (
-                side // ROWS
-            )  # of a mean over strips
+        right_value = loss(strip, y)  # not before, for its memory would be used again
+        if not abs(value / right_value - 1) < 1e-5:
+            raise ValueError(f"the loss is {value}, and that of the strip {right_value}")
+        if gradient:
+            count = side // ROWS  # of the strips, whose mean it is
+            right = loss.value_and_grad(strip.astype(np.float32), y)[1] / count
             if not np.abs(grad[:, :, -ROWS:] - right).max() < 1e-5 * np.abs(right).max():
                 raise ValueError("the gradient of the last strip is not that of the strip alone")
     return found
