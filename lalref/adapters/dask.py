@@ -1,8 +1,8 @@
 """The loss of dask arrays: lazily, chunk by chunk, with the pixels around each chunk that its windows read.
 
-The chunks of the logits are the tiles of `lalref.scenes`, cut by slicing, where dask's map_overlap would refuse or merge
-chunks smaller than the halo: so a chunk may be smaller than a window, or no multiple of the stride, and nothing is
-padded. The parts are put together as a tree.
+The chunks of the logits are the tiles of `lalref.scenes`, cut by slicing. dask's map_overlap would refuse or merge
+chunks smaller than the halo; a slice may cross them, and a chunk be no multiple of the stride. Nothing is padded, and
+the parts are put together as a tree.
 """
 
 from __future__ import annotations
