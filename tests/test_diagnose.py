@@ -251,7 +251,37 @@ class MixedRoot(Textbook):
         return mean ** (1 / p) * 0.99 + mean * 0.01
 
 
+class FirstWindowThrice(Textbook):
+    """The window of the first pixel of each image weighs three times as much."""
+
+    def omega(self, s):
+        return super().omega(s) * np.where((s.at[:, 1:] == 0).all(1), 3, 1).astype(s.dtype)
+
+
+class SquaredTarget(Textbook):
+    """The smoothed target is squared, the one-hot one too, which changes nothing."""
+
+    def target(self, s):
+        return super().target(s) ** 2
+
+
+class CubedUpstream(Textbook):
+    """The third power of the upstream gradient: its sign is right, and so it is where it is 1."""
+
+    def upstream(self, g_out, s):
+        return g_out**3
+
+
+class ClassesExchanged(Textbook):
+    """The logits of the first two classes are exchanged."""
+
+    def layout(self, shape, axis):
+        at = super().layout(shape, axis)
+        return at[:, [1, 0, *range(2, at.shape[1])]] if at.shape[1] > 1 else at
+
+
 UNKNOWN = [InverseSquare, QuadraticExtra, BlurredBackward, ClippedGradient, MixedRoot]
+UNKNOWN += [FirstWindowThrice, SquaredTarget, CubedUpstream, ClassesExchanged]
 
 
 @pytest.mark.parametrize("form", UNKNOWN)

@@ -140,13 +140,13 @@ def _named(
         return found
     values_wrong = any(each.value_wrong for each in wrong)
     pairs = _held(mixed(core, wrong), core, wrong, ask)
-    order = ranked(core, what="value" if values_wrong and not pairs else "both")
+    order = ranked(core, what="value" if values_wrong else "both")
     if not pairs:
         firsts = [suspect for _, suspect in order]
         pairs = _held(joint(firsts, not values_wrong, thorough), core, wrong, ask)
         if not pairs:
             return _partly(core, order, values_wrong)
-        order = ranked(core)
+        order = _whole(core, order) if values_wrong else order
     # a mistake that leaves a case or two is likelier than two, which are told next
     nearly = [part for part in parts(core, order, "both") if len(part.left) <= FEW]
     return [_finding(part.suspect.ids[0], part.units, part.sentence()) for part in nearly[:1]] + pairs
@@ -234,13 +234,20 @@ def _fitted(core: Sequence[Observed], wrong: list[Observed]) -> list[Finding]:
     return [] if found is None else [Finding(found[0], found[1], round(found[2], 3))]
 
 
+def _whole(core: Sequence[Observed], order: Iterable[tuple[int, Suspect]]) -> list[tuple[int, Suspect]]:
+    """Suspects that have some of the answers, gradients and all, among those ranked by their values."""
+    known = {suspect.ids for _, suspect in order}
+    wrong = [each for each in core if each.wrong]
+    return ranked(core, (suspect for suspect in all_suspects(wrong) if suspect.ids in known))
+
+
 def _partly(
-    core: Sequence[Observed], order: Iterable[tuple[int, Suspect]], values_wrong: bool
+    core: Sequence[Observed], order: Sequence[tuple[int, Suspect]], values_wrong: bool
 ) -> list[Finding]:
     """A mistake that has most of the numbers, or a pair that has; of several, those that have as many as any."""
     if not values_wrong:
         found = parts(core, order, "both")
-    elif not (found := parts(core, ranked(core), "both")):
+    elif not (found := parts(core, _whole(core, order), "both")):
         losses = parts(core, order, "value")
         for loss in losses[:LOSSES]:
             (name,), form = loss.suspect.ids, loss.suspect.forward
