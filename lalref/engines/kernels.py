@@ -49,7 +49,7 @@ def kernel_names(dtype: str, space: str, channels: int) -> dict[str, str]:
     if space == "logits":
         return names | {name: f"{name}<{X}, {T}, {channels}>" for name in ("losses", "slopes", "gather")}
     names |= {name: f"{name}<{X}, {T}>" for name in ("pixels", "spread")}
-    return names | {name: f"{name}<{T}>" for name in ("merge", "receive")}
+    return names | {name: f"{name}<{T}>" for name in ("merge", "send", "receive")}
 
 
 def source() -> str:
@@ -209,10 +209,10 @@ class _Work:
             kept = tuple(self.map(self.centres) for _ in range(4)) if keep else (NULL,) * 4
             self.launch("losses", windows, self.logits, *shared, ell, *kept, None)
             return _Kept(ell, D, *kept)
-        top, norm, off, log_u = (self.map(self.labels) for _ in range(4))
-        self.launch("pixels", pixels, self.logits, self.labels, top, norm, off, log_u, None)
+        top, norm, off, u, log_u = (self.map(self.labels) for _ in range(5))
+        self.launch("pixels", pixels, self.logits, self.labels, top, norm, off, u, log_u, None)
         weights, log_pooled = self.divisor(False) if count else D, self.map(self.centres)
-        self.launch("merge", windows, *shared, weights, off, log_u, ell, log_pooled, None)
+        self.launch("merge", windows, *shared, weights, off, u, log_u, ell, log_pooled, None)
         return _Kept(ell, D, top, NULL, norm, off, log_u, log_pooled)
 
     def backward(self, kept: _Kept, g: Array) -> Array:
@@ -222,9 +222,11 @@ class _Work:
         call = geometry.call.copy()
         set_steps(call, "grad", grad)
         if self.options.space == "probabilities":
-            R, pixels = self.map(self.labels), geometry.N * geometry.tiles[1]
-            sent = (kept.log_u, kept.ell, kept.log_pooled, g)
-            self.launch("receive", pixels, self.labels, self.centres, *sent, R, None)
+            windows, pixels = (geometry.N * tiles for tiles in geometry.tiles)
+            sent, R = self.map(self.centres), self.map(self.labels)
+            self.launch("send", windows, self.centres, kept.ell, kept.log_pooled, g, sent, None)
+            maps = (self.labels, self.centres, self.kinds)
+            self.launch("receive", pixels, *maps, kept.log_u, kept.log_pooled, g, sent, R, None)
             spread = (self.logits, self.labels, kept.top, kept.norm, kept.off, R, grad, None)
             self.launch("spread", pixels, *spread, call=call)
             return grad

@@ -42,6 +42,7 @@ template <typename T> struct Softmax {
     __device__ bool bounded() const { return is_finite(m.lo); }
     __device__ T norm() const { return Gap<T>(y, m).exponential() + others; }  // sum of exp(z_c - m)
     __device__ T off() const { return bounded() ? others / norm() : not_a_number<T>(); }  // 1 - P_y
+    __device__ T own() const { return bounded() ? Gap<T>(y, m).exponential() / norm() : not_a_number<T>(); }  // P_y
     __device__ T loss(T alpha) const {
         if (!bounded()) return not_a_number<T>();
         const T below_y = Gap<T>(y, m).d, log_norm = below_y == 0 ? log1p(others) : log(norm());
