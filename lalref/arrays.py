@@ -6,7 +6,10 @@ Nothing of the loss may come in here, and no library may be imported that the ca
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
@@ -79,6 +82,30 @@ def known(flag: Array) -> bool | None:
         return bool(flag)
     except (TypeError, RuntimeError):  # JAX's tracers raise the first, torch's batched tensors the second
         return None
+
+
+class Refusals:
+    """What only the values of arrays can refuse, asked for together, so that a device is waited for only once."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[Array, Callable[[], str], str]] = []
+
+    def where(self, wrong: Array, message: Callable[[], str], while_tracing: str) -> None:
+        """Refuse the call with one of these messages where the 0-d boolean `wrong` is true or hidden by tracing."""
+        self._all.append((wrong, message, while_tracing))
+        if isinstance(wrong, np.bool_):  # NumPy's, which is there already
+            self.speak()
+
+    def speak(self) -> None:
+        """Raise ValueError with the first refusal, if there is any. It is one flag that is read to tell."""
+        flags = [wrong for wrong, *_ in self._all]
+        if not flags or known(functools.reduce(operator.or_, flags)) is False:
+            return
+        for wrong, message, while_tracing in self._all:
+            if (refused := known(wrong)) is None:
+                raise ValueError(while_tracing)
+            if refused:
+                raise ValueError(message())
 
 
 def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:

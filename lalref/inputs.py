@@ -17,10 +17,10 @@ from lalref.arrays import (
     INTEGERS,
     Array,
     Namespace,
+    Refusals,
     device_of,
     dtype_name,
     is_torch,
-    known,
     library,
     namespace,
     wide_dtype,
@@ -139,23 +139,25 @@ def prepare(logits: Array, labels: Array, pixel_weight: Array | None, options: O
             f"class_weight must have one weight for each of the {C} classes; got {len(options.class_weight)}"
         )
     options.radii(len(S))
-    y = _canonical_labels(xp, labels, C, options)
+    refusals = Refusals()
+    y = _canonical_labels(xp, labels, C, options, refusals)
     grid = (slice(None), *(slice(None, None, s) for s in options.strides(len(S))))
     y_grid = y[grid]
     valid, weights = y_grid >= 0, None
     if options.class_weight is not None or pixel_weight is not None:
-        omega = _weights(xp, y, pixel_weight, want, options)[grid]
+        omega = _weights(xp, y, pixel_weight, want, options, refusals)[grid]
         valid = valid & (omega != 0)
         weights = xp.where(valid, omega, 0.0)
     if options.empty == "raise":
-        some = known(xp.any(valid))
-        if some is None:
-            raise ValueError('empty="raise" can\'t be decided while tracing: use empty="zero" or "nan"')
-        if not some:
-            raise ValueError(
+        refusals.where(
+            ~xp.any(valid),
+            lambda: (
                 f"no valid window: all {math.prod(y_grid.shape)} labels on the stride grid are ignored or of "
                 'weight 0, and empty="raise"'
-            )
+            ),
+            while_tracing='empty="raise" can\'t be decided while tracing: use empty="zero" or "nan"',
+        )
+    refusals.speak()
     return Problem(xp, x, y, valid, weights, options)
 
 
@@ -230,14 +232,14 @@ def _ignored(xp: Namespace, labels: Array, options: Options) -> Array:
     return ignored
 
 
-def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options) -> Array:
-    """Labels as `Problem` has them; what is no class is C with check=False, else a ValueError."""
+def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options, refusals: Refusals) -> Array:
+    """Labels as `Problem` has them; what is no class is C, and refused unless check=False."""
     labels = _native(labels)
     if isinstance(labels, np.ndarray) and labels.size and options.check:
         y = _numpy_labels(labels, C, options)
         if y is not None:
             return y
-    return _checked_labels(xp, labels, C, options)
+    return _checked_labels(xp, labels, C, options, refusals)
 
 
 def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | None:
@@ -261,7 +263,7 @@ def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | 
     return y
 
 
-def _checked_labels(xp: Namespace, labels: Array, C: int, options: Options) -> Array:
+def _checked_labels(xp: Namespace, labels: Array, C: int, options: Options, refusals: Refusals) -> Array:
     ignored = _ignored(xp, labels, options)
     if xp.iinfo(labels.dtype).bits < 32:
         labels = xp.astype(labels, xp.int32)  # so that C fits the dtype, and every library can compare it
@@ -269,14 +271,11 @@ def _checked_labels(xp: Namespace, labels: Array, C: int, options: Options) -> A
         labels = xp.astype(labels, xp.int64)  # torch can't compare these
     bad = ~ignored & ((labels < 0) | (labels >= C))
     if options.check:
-        found = known(xp.any(bad))
-        if found is None:
-            raise ValueError(
-                "labels can't be checked while tracing (jax.jit, torch.compile, vmap): pass check=False"
-            )
-        if found:
-            raise ValueError(_bad_labels(labels, bad, C, options))
-        return xp.where(ignored, -1, xp.astype(labels, xp.int32))
+        refusals.where(
+            xp.any(bad),
+            lambda: _bad_labels(labels, bad, C, options),
+            while_tracing="labels can't be checked while tracing (jax.jit, torch.compile, vmap): pass check=False",
+        )
     inside = xp.astype(xp.where(bad | ignored, xp.zeros_like(labels), labels), xp.int32)
     return xp.where(ignored, -1, xp.where(bad, C, inside))
 
@@ -302,7 +301,12 @@ def _to_numpy(array: Array) -> np.ndarray:
 
 
 def _weights(
-    xp: Namespace, y: Array, pixel_weight: Array | None, want: tuple[int, ...], options: Options
+    xp: Namespace,
+    y: Array,
+    pixel_weight: Array | None,
+    want: tuple[int, ...],
+    options: Options,
+    refusals: Refusals,
 ) -> Array:
     """omega of equation (3) on the full image, float64, 0 at ignored pixels, whose weights are never read."""
     wide = wide_dtype(xp)
@@ -323,18 +327,23 @@ def _weights(
         if dtype_name(pixel_weight.dtype) not in FLOATS:
             raise TypeError(f"pixel_weight must be floating-point; got {dtype_name(pixel_weight.dtype)}")
         weight = xp.where(y >= 0, xp.astype(_native(pixel_weight), wide), 0.0)
+        bad = ~((weight >= 0) & (weight < math.inf))
         if options.check:
-            fine = known(xp.all((weight >= 0) & xp.isfinite(weight)))
-            if fine is None:
-                raise ValueError("pixel_weight can't be checked while tracing: pass check=False")
-            if not fine:
-                wrong = _to_numpy(~((weight >= 0) & xp.isfinite(weight)))
-                first = tuple(int(i) for i in np.argwhere(wrong)[0])
-                raise ValueError(
-                    f"pixel_weight must be finite and >= 0 where labels are not ignored; "
-                    f"{int(wrong.sum())} are not, first {float(_to_numpy(weight)[first])} at {first}"
-                )
+            refusals.where(
+                xp.any(bad),
+                lambda: _bad_weights(weight, bad),
+                while_tracing="pixel_weight can't be checked while tracing: pass check=False",
+            )
+            omega = omega * weight
         else:  # never a plausible number
-            weight = xp.where((weight >= 0) & (weight < math.inf), weight, math.nan)
-        omega = omega * weight
+            omega = omega * xp.where(bad, math.nan, weight)
     return xp.where(y >= 0, omega, 0.0)
+
+
+def _bad_weights(weight: Array, bad: Array) -> str:
+    weight, bad = (_to_numpy(a) for a in (weight, bad))
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    return (
+        f"pixel_weight must be finite and >= 0 where labels are not ignored; "
+        f"{int(bad.sum())} are not, first {float(weight[first])} at {first}"
+    )

@@ -204,6 +204,7 @@ def _class_weights(value: Any) -> tuple[float, ...]:
     allowed = "a sequence of one finite number >= 0 for each class"
     unordered = isinstance(value, str | Mapping | Set)  # Keras takes {class: weight}: its keys are no weights
     try:
+        value = value.tolist() if hasattr(value, "tolist") else value  # at once, where a device is waited for
         weights = (math.nan,) if unordered else tuple(float(v) for v in value)
     except (TypeError, ValueError):
         weights = (math.nan,)

@@ -251,22 +251,6 @@ def test_the_scratch_is_a_quarter_of_the_gradient_at_most_and_groups_change_no_b
     assert all(same_bits(grad, other) for other in results)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_without_checks_no_value_is_asked_of_the_device(options, monkeypatch):
-    def ask(flag):
-        raise AssertionError("this would wait for the device")
-
-    monkeypatch.setattr(lalref.inputs, "known", ask)
-    monkeypatch.setattr(lalref.inputs, "_numpy_labels", lambda *_: None)  # go the way of the other libraries
-    with on_host():
-        unchecked = lalref.lal_value_and_grad(X, Y, check=False, **options)
-        with pytest.raises(AssertionError, match="wait"):
-            lalref.lal_value_and_grad(X, Y, **options)
-        monkeypatch.undo()
-        checked = lalref.lal_value_and_grad(X, Y, **options)
-    assert all(same_bits(a, b) for a, b in zip(unchecked, checked, strict=True))
-
-
 # --- 16-bit numbers, converted in the kernels by hand -------------------------------------------------------
 
 CONVERT = """

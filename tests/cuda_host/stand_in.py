@@ -1,0 +1,177 @@
+"""CuPy where there is no GPU: NumPy's arrays behind a wall, to count how often a call waits at it.
+
+An array here can do what CuPy's can, and hides its numbers as CuPy's does: whoever asks for one on the host waits,
+which `Wall.waits` counts, and NumPy is refused. The engine's kernels run on the CPU. What is here can't show what
+takes no time on a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import types
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import array_api_compat.numpy
+import numpy as np
+
+import lalref.engines
+from cuda_host.engine import compiled
+from lalref.engines import kernels
+
+
+class Device:
+    """The only one there is."""
+
+    id = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class Array:
+    """A NumPy array whose numbers have to be waited for."""
+
+    __array_ufunc__ = None  # NumPy's numbers leave the arithmetic to this class
+    __hash__ = None
+
+    def __init__(self, wall: Wall, numbers: Any) -> None:
+        self.wall, self.numbers = wall, np.asarray(numbers)
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return self.wall
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise TypeError("implicit conversion to a NumPy array is not allowed")
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("shape", "ndim", "dtype", "strides", "size", "nbytes"):
+            raise AttributeError(name)
+        return getattr(self.numbers, name)
+
+    @property
+    def device(self) -> Device:
+        return Device()
+
+    def get(self) -> np.ndarray:
+        """Copy the numbers to the host, which waits for them."""
+        self.wall.waits += 1
+        return self.numbers.copy()
+
+    def tolist(self) -> Any:
+        return self.get().tolist()
+
+    def tobytes(self) -> bytes:
+        return self.get().tobytes()
+
+    def item(self) -> Any:
+        return self.get().item()
+
+    def __bool__(self) -> bool:
+        return bool(self.get())
+
+    def __float__(self) -> float:
+        return float(self.get())
+
+    def __int__(self) -> int:
+        return int(self.get())
+
+    def __index__(self) -> int:
+        return operator.index(self.get())
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[i] for i in range(self.shape[0]))
+
+    def __getitem__(self, index: Any) -> Array:
+        return Array(self.wall, self.numbers[self.wall.inside(index)])
+
+    def __neg__(self) -> Array:
+        return Array(self.wall, -self.numbers)
+
+    def __invert__(self) -> Array:
+        return Array(self.wall, ~self.numbers)
+
+
+def _operator(name: str, reflected: bool = False) -> Any:
+    def act(self: Array, other: Any) -> Array:
+        if isinstance(other, np.ndarray):
+            raise TypeError(f"{name}: an array of NumPy's can't meet one on the device")
+        operands = self.numbers, self.wall.inside(other)
+        with np.errstate(all="ignore"):
+            return Array(self.wall, getattr(operator, name)(*(operands[::-1] if reflected else operands)))
+
+    return act
+
+
+for _name in ("lt", "le", "eq", "ne", "gt", "ge"):
+    setattr(Array, f"__{_name}__", _operator(_name))
+for _name in ("add", "sub", "mul", "truediv", "pow", "and_", "or_", "mod", "floordiv"):
+    setattr(Array, f"__{_name.rstrip('_')}__", _operator(_name))
+    setattr(Array, f"__r{_name.rstrip('_')}__", _operator(_name, reflected=True))
+
+
+class Wall:
+    """The array-API namespace of `Array`: NumPy's, with `waits`, how often a number was asked for."""
+
+    __name__ = "cupy"
+
+    def __init__(self) -> None:
+        self.waits = 0
+
+    def inside(self, value: Any) -> Any:
+        """`value` with what is behind the wall taken out from there; nothing waits."""
+        if isinstance(value, tuple | list):
+            return type(value)(map(self.inside, value))
+        return value.numbers if isinstance(value, Array) else value
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(array_api_compat.numpy, name)
+        if isinstance(found, type) or not callable(found):
+            return found
+
+        def call(*args: Any, device: Device | None = None, **kwargs: Any) -> Any:
+            if name != "asarray" and any(isinstance(a, np.ndarray) and a.ndim > 0 for a in args):
+                raise TypeError(f"{name}: takes arrays on the device, got one of NumPy's")
+            with np.errstate(all="ignore"):
+                result = found(*self.inside(args), **{k: self.inside(v) for k, v in kwargs.items()})
+            return Array(self, result) if isinstance(result, np.ndarray | np.generic) else result
+
+        return call
+
+
+@contextlib.contextmanager
+def behind_a_wall(launched: Any = lambda name: None) -> Iterator[Wall]:
+    """Give the cuda engine arrays of `Array`, its kernels running on the CPU; `launched` hears of each."""
+    wall = Wall()
+
+    def load(*which: Any) -> Any:
+        module = compiled(*which)
+
+        def get_function(name: str) -> Any:
+            def launch(grid: Any, block: Any, args: tuple[Any, ...], shared_mem: int) -> None:
+                for a in args:
+                    if isinstance(a, np.ndarray) and not a.dtype.names:
+                        raise TypeError(f"{name}: the device can't read an array of NumPy's")
+                module.get_function(name)(grid, block, wall.inside(args), shared_mem=shared_mem)
+                launched(name)
+
+            return launch
+
+        return types.SimpleNamespace(get_function=get_function)
+
+    with (
+        mock.patch.object(kernels, "load", load),
+        mock.patch.object(lalref.engines, "_not_for_kernels", return_value=""),
+    ):
+        yield wall
