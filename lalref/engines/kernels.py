@@ -28,8 +28,8 @@ from lalref.options import Options
 TAKES_16_BIT = True
 
 FILES = tuple(
-    Path(__file__).with_name(name) for name in ("kernels.cu", "kernels_logits.cu", "kernels_probabilities.cu")
-)
+    Path(__file__).with_name(f"kernels{part}.cu") for part in ("", "_pooling", "_logits", "_probabilities")
+)  # in the order in which the compiler reads them
 COMPILER_OPTIONS = ("-std=c++17",)
 NULL = np.uint64(0)  # a pointer to nothing
 

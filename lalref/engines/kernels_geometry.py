@@ -112,7 +112,7 @@ class Geometry:
     def shared_bytes(self, call: Any) -> int:
         """Shared memory of a block: the table of weights and, for pooling by class, the column sums."""
         span, reach_w = int(call["span"][0]), int(call["reach_w"][0])
-        sums = (span + _totals(span)) * self.channels * self.block[1] * (self.block[0] + 2 * reach_w)
+        sums = (span + _beyond(span, reach_w)) * self.channels * self.block[1] * (self.block[0] + 2 * reach_w)
         return self.size * (_farther(call) + 1 + (sums if call["most"][0] else 0))
 
 
@@ -154,17 +154,18 @@ def _most_kinds(r_h: int, r_w: int) -> int:
 
 
 def _span(call: Any, block: tuple[int, int], channels: int, size: int) -> int:
-    """For how many t there is room for every column's U_t, and one more for each four of them."""
-    one = size * channels * block[1] * (block[0] + 2 * int(call["reach_w"][0]))
+    """For how many t there is room for every column's U_t and what `_beyond` adds; 0 where there is for none."""
+    reach_w = int(call["reach_w"][0])
+    one = size * channels * block[1] * (block[0] + 2 * reach_w)
     room = (SHARED_MEMORY - size * (_farther(call) + 1)) // one
-    span = min(int(call["reach_w"][0]) + 1, max(0, room))
-    while span + _totals(span) > room > 0:
-        span -= 1
-    return span
+    if reach_w + 1 + _beyond(reach_w + 1, reach_w) <= room:
+        return reach_w + 1
+    return max(0, min(room - 1, reach_w))
 
 
-def _totals(span: int) -> int:
-    return -(-span // 4) if span > 4 else 0
+def _beyond(span: int, reach_w: int) -> int:
+    """How many more numbers a column keeps: one for each four of its U_t, or its sum so far where not all fit."""
+    return (-(-span // 4) if span > 4 else 0) if span > reach_w else 1
 
 
 def _farther(call: Any) -> int:

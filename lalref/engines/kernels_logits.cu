@@ -1,4 +1,5 @@
-// Stage 2 on merged logits, and the way back: losses, slopes, gather. kernels.cu comes before this text.
+// Stage 2 on merged logits, and the way back: losses, slopes, gather. kernels.cu and kernels_pooling.cu come before
+// this text.
 
 // A merged logit z = hi + lo: one that was pooled, and how far the mean of all lies from it.
 template <typename T> struct Merged {

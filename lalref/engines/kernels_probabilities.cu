@@ -1,5 +1,5 @@
-// Probability space, (6), (14) and (18): pixels, merge, send, receive, spread. kernels.cu and kernels_logits.cu come
-// before this text. One number a pixel is pooled: u, its own class's probability, and beside it what u lacks of 1.
+// Probability space, (6), (14) and (18): pixels, merge, send, receive, spread. The other .cu files come before this
+// text. One number a pixel is pooled: u, its own class's probability, and beside it what u lacks of 1.
 
 // m and sum of exp(x - m) of each pixel, off = 1 - u, u, and log u.
 template <typename X, typename T>

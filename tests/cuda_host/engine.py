@@ -81,10 +81,10 @@ def _without(line: str, instead: str = "", which: int = 0) -> Callable[[str], st
     return plant
 
 
-BEFORE_READING = "        __syncthreads();\n        if (p.label == kind)"
+BEFORE_READING = "            __syncthreads();\n            if (p.label == kind)"
 
 FAULTS: dict[str, Callable[[str], str]] = {
-    "no barrier before the sums are read": _without(BEFORE_READING, "\n        if (p.label == kind)"),
+    "no barrier before the sums are read": _without(BEFORE_READING, "            if (p.label == kind)"),
     "no barrier before the sums are overwritten": _without(
         "__syncthreads();  // before the next class or channel overwrites the sums"
     ),

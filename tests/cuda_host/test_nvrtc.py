@@ -48,5 +48,5 @@ def test_registers_leave_room_for_a_block():
 
 def test_a_mistake_in_the_text_is_told_with_its_file_and_line():
     text = kernels.source().replace("call.reach_h", "call.reach_z")
-    with pytest.raises(ValueError, match=r"kernels\.cu\(\d+\): error"):
+    with pytest.raises(ValueError, match=r"kernels_pooling\.cu\(\d+\): error"):
         compile_for("sm_90", text, ("divisors<float>",), kernels.COMPILER_OPTIONS)
