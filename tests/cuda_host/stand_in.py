@@ -8,7 +8,9 @@ takes no time on a device.
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import operator
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -64,9 +66,16 @@ class Array:
     def device(self) -> Device:
         return Device()
 
+    def __dlpack__(self, **_: object) -> Any:
+        return self.numbers.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.numbers.__dlpack_device__()
+
     def get(self) -> np.ndarray:
         """Copy the numbers to the host, which waits for them."""
         self.wall.waits += 1
+        self.wall.busy = False
         return self.numbers.copy()
 
     def tolist(self) -> Any:
@@ -122,12 +131,15 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "and_", "or_", "mod", "floo
 
 
 class Wall:
-    """The array-API namespace of `Array`: NumPy's, with `waits`, how often a number was asked for."""
+    """The array-API namespace of `Array`: NumPy's, with `waits`, how often a number was asked for.
+
+    `busy` is true from when a kernel that takes its time is launched until somebody waits.
+    """
 
     __name__ = "cupy"
 
     def __init__(self) -> None:
-        self.waits = 0
+        self.waits, self.busy = 0, False
 
     def inside(self, value: Any) -> Any:
         """`value` with what is behind the wall taken out from there; nothing waits."""
@@ -175,3 +187,77 @@ def behind_a_wall(launched: Any = lambda name: None) -> Iterator[Wall]:
         mock.patch.object(lalref.engines, "_not_for_kernels", return_value=""),
     ):
         yield wall
+
+
+def cupy_of(wall: Wall, clock: list[float]) -> types.ModuleType:
+    """What benchmark and tests take from CuPy. Its events read `clock`, which a copy puts forward by 2 milliseconds."""
+
+    def synchronize(self: object) -> None:
+        wall.busy = False
+
+    class Stream(contextlib.nullcontext):
+        def __init__(self, non_blocking: bool) -> None:
+            super().__init__(self)
+
+        @property
+        def done(self) -> bool:
+            return not wall.busy
+
+    Stream.synchronize = Device.synchronize = synchronize
+
+    def raw_kernel(text: str, name: str) -> Any:
+        def launch(grid: object, block: object, args: tuple[int]) -> None:
+            wall.busy = args[0] > 0
+
+        return launch
+
+    class Event:
+        def record(self) -> None:
+            self.at = clock[0]
+
+        def synchronize(self) -> None:
+            wall.waits += 1
+
+    def copyto(to: Array, what: Array) -> None:
+        to.numbers[...] = what.numbers
+        clock[0] += 2.0
+
+    cupy = types.ModuleType("cupy")
+    cupy.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
+    cupy.__version__ = "a stand-in"
+    cupy.ndarray = type("ndarray", (), {})  # array_api_compat asks whose array something is
+    cupy.asarray, cupy.ones, cupy.empty_like = wall.asarray, wall.ones, wall.empty_like
+    cupy.copyto, cupy.RawKernel = copyto, raw_kernel
+    properties = {"name": b"no GPU: the kernels on the CPU", "major": 0, "minor": 0}
+    cupy.cuda = types.SimpleNamespace(
+        Event=Event,
+        Stream=Stream,
+        Device=Device,
+        is_available=lambda: True,
+        get_elapsed_time=lambda begin, end: end.at - begin.at,
+        runtime=types.SimpleNamespace(
+            getDeviceProperties=lambda device: properties,
+            driverGetVersion=lambda: 0,
+            runtimeGetVersion=lambda: 0,
+        ),
+    )
+    return cupy
+
+
+@contextlib.contextmanager
+def as_if_on_a_gpu() -> Iterator[list[float]]:
+    """Let `lalref.bench.gpu` find a CuPy that is none; yield its clock, on which a kernel takes 1 millisecond."""
+    clock = [0.0]
+
+    def launched(name: str) -> None:
+        clock[0] += 1.0
+
+    real = sys.modules.get("cupy")
+    with behind_a_wall(launched) as wall:
+        sys.modules["cupy"] = cupy_of(wall, clock)
+        try:
+            yield clock
+        finally:
+            del sys.modules["cupy"]
+            if real is not None:
+                sys.modules["cupy"] = real

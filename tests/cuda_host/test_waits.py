@@ -1,13 +1,15 @@
 """How often a call waits for the device: once for everything that is checked, and never with check=False."""
 
+import importlib.util
 import operator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from samples import OMEGA, X, Y, each_option, refused, same_bits
 
 import lalref
-from cuda_host.stand_in import Array, behind_a_wall
+from cuda_host.stand_in import Array, behind_a_wall, cupy_of
 from lalref.arrays import Refusals
 
 EVERYTHING = {"class_weight": (0.5, 2.0, 1.25), "empty": "raise"}
@@ -116,6 +118,30 @@ def test_one_flag_still_tells_which_check_failed(labels, weight, said):
     with behind_a_wall() as wall, refused(ValueError, *said):
         x, y, weight = (wall.asarray(a) for a in (X, labels, weight))
         lalref.lal_loss(x, y, pixel_weight=weight, **EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def on_a_gpu():
+    """The test that is made for a GPU, of its own file."""
+    path = Path(__file__).parents[1] / "gpu" / "test_gpu.py"
+    spec = importlib.util.spec_from_file_location("test_gpu", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.test_without_checks_a_call_returns_while_its_stream_is_busy
+
+
+@pytest.mark.parametrize("options", [{"check": False}, EVERYTHING], ids=["unchecked", "checked"])
+@pytest.mark.parametrize("expected", [True, False])
+def test_the_gpus_own_test_tells_a_call_that_waits_from_one_that_does_not(on_a_gpu, options, expected):
+    waits = options is EVERYTHING
+    with behind_a_wall() as wall:
+        cupy = cupy_of(wall, [0.0])
+        cupy.ndarray = Array
+        if expected == waits:
+            on_a_gpu(cupy, "logits", 3, options, expected)
+        else:
+            with pytest.raises(AssertionError):
+                on_a_gpu(cupy, "logits", 3, options, expected)
 
 
 @pytest.mark.parametrize("read", [bool, float, int, operator.index, Array.item, Array.tolist, Array.tobytes])

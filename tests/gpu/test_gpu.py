@@ -67,15 +67,49 @@ def test_auto_is_this_engine_for_cupy_arrays(cupy):
     assert auto.tobytes() == cuda.tobytes()
 
 
-def test_it_works_in_the_current_stream_and_waits_for_nothing_without_checks(cupy):
+SPIN = """
+extern "C" __global__ void spin(long long cycles) {
+    for (const long long start = clock64(); clock64() - start < cycles;) {}
+}
+"""
+CYCLES = 10**9  # half a second and more, in which a call has long returned that waits for nothing
+EVERYTHING = {"class_weight": (0.5, 2.0, 1.25), "empty": "raise"}
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("kernel_size", [3, 9])
+@pytest.mark.parametrize(
+    ("options", "waits"),
+    [
+        ({"check": False}, False),
+        ({"check": False, "class_weight": (0.5, 2.0, 1.25)}, False),
+        (EVERYTHING, True),
+    ],
+    ids=["unchecked", "unchecked, class weights", "checked"],
+)
+def test_without_checks_a_call_returns_while_its_stream_is_busy(cupy, space, kernel_size, options, waits):
+    spin = cupy.RawKernel(SPIN, "spin")
     x, y = cupy.asarray(eighths((1, 3, 64, 64), 2)), cupy.asarray(blobs((1, 64, 64), 3))
-    right = lalref.lal_loss(x, y)
+    weight = cupy.ones((1, 64, 64))
+    cupy.cuda.Device().synchronize()
+
+    def call():
+        return lalref.lal_value_and_grad(
+            x, y, pixel_weight=weight, space=space, kernel_size=kernel_size, **options
+        )
+
     with cupy.cuda.Stream(non_blocking=True) as stream:
-        value = lalref.lal_loss(x, y, check=False)
-        assert isinstance(value, cupy.ndarray)
-        assert value.shape == ()
+        for _ in range(2):  # until kernels are loaded and the stream's pool has memory: both may wait
+            right = [each.get() for each in call()]
+        spin((1,), (1,), (np.int64(0),))
         stream.synchronize()
-    assert value.get() == right.get()
+        spin((1,), (1,), (np.int64(CYCLES),))
+        found = call()
+        assert stream.done == waits
+        stream.synchronize()
+    assert all(isinstance(each, cupy.ndarray) for each in found)
+    assert found[0].shape == ()
+    assert all(a.get().tobytes() == b.tobytes() for a, b in zip(found, right, strict=True))
 
 
 def test_torch_tensors_by_dlpack_without_a_copy_in_torch_s_stream(cupy):

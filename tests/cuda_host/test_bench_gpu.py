@@ -1,0 +1,108 @@
+"""The benchmark of `make bench-gpu` from end to end, on a stand-in for CuPy whose clock counts what is launched.
+
+No time that comes out of here is one of a GPU, and the report says so itself: it names the device that it was given.
+"""
+
+import json
+
+import pytest
+
+from cuda_host.stand_in import as_if_on_a_gpu
+from lalref.bench import gpu
+from lalref.oracle import cases
+
+SHAPE = (1, 3, 12, 40)
+# list_kinds, where windows are pooled by class; divisors, losses; and for each of three channels slopes and gather
+LAUNCHES = {3: 2 + 6, 5: 3 + 6, 15: 3 + 6}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(gpu, "SHAPES", (SHAPE,))
+    monkeypatch.setattr(gpu, "QUICK", (SHAPE,))
+    monkeypatch.setattr(gpu, "WINDOWS", tuple(LAUNCHES))
+    monkeypatch.setattr(gpu, "ROUNDS", 2)
+    monkeypatch.setattr(cases, "CASES", cases.CASES[:3])
+
+
+def test_it_checks_then_times_and_writes_down_what_on(small, tmp_path, capsys):
+    path = tmp_path / "reports" / "gpu.json"
+    with as_if_on_a_gpu():
+        assert gpu.main(["--report", str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert json.loads(capsys.readouterr().out) == report
+    assert report["device"] == "no GPU: the kernels on the CPU"
+    assert report["cupy"] == "a stand-in"
+    assert gpu.changed(path) == []
+    assert set(report["accuracy in error units"]) == set(gpu.kernels.TYPES)
+    assert 0 < max(report["accuracy in error units"].values()) <= gpu.MOST_UNITS
+    assert [(tuple(each["shape"]), each["kernel_size"]) for each in report["times"]] == [
+        (SHAPE, kernel_size) for kernel_size in LAUNCHES
+    ]
+    for each, launches in zip(report["times"], LAUNCHES.values(), strict=True):
+        assert each["milliseconds"] == {"copy": 2.0, "lalref cuda": launches}
+        assert each["of moving three times the logits"] == launches / 3  # a copy moves them twice
+        assert each["of 3 x 3"] == launches / LAUNCHES[3]
+        assert (
+            each["of cross_entropy"] is each["faster than the best torch"] is None
+        )  # no torch on this device
+
+
+def test_a_first_look_writes_no_report(small, tmp_path, capsys):
+    with as_if_on_a_gpu():
+        assert gpu.main(["--quick", "--report", str(tmp_path / "gpu.json")]) == 0
+    assert [each["kernel_size"] for each in json.loads(capsys.readouterr().out)["times"]] == [3, 5]
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_timed_or_written_where_a_result_is_wrong(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "MOST_UNITS", 0)
+    monkeypatch.setattr(gpu, "measure", pytest.fail)
+    with as_if_on_a_gpu():
+        assert gpu.main(["--report", str(tmp_path / "gpu.json")]) == 1
+    assert "wrong, so nothing is timed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_median_of_rounds_after_warm_up_over_inputs_in_turn():
+    given = []
+    with as_if_on_a_gpu() as clock:
+
+        def call(i):
+            given.append(i)
+            clock[0] += 100.0 if len(given) <= gpu.WARM_UP else len(given)
+
+        assert gpu.milliseconds(call, 4) == [4.0, 5.0, 6.0, 7.0]
+    assert given == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_what_the_times_come_to(monkeypatch):
+    each_takes = {
+        "copy": 2.0,
+        "lalref cuda": 5.0,
+        "torch cross_entropy": 4.0,
+        "torch shift and mask": 80.0,
+        "torch shift and mask, compiled": 60.0,
+    }
+    with as_if_on_a_gpu() as clock:
+
+        def spend(milliseconds):
+            clock[0] += milliseconds
+
+        def contestants(shape, kernel_size):
+            slower = kernel_size / 3  # every one of them
+            return {
+                name: lambda i, time=time: spend(time * slower)
+                for name, time in each_takes.items()
+                if kernel_size == 3 or "torch shift" not in name
+            }
+
+        monkeypatch.setattr(gpu, "contestants", contestants)
+        small, large = gpu.measure([SHAPE], (3, 6), 3)
+    assert small["milliseconds"] == each_takes
+    assert small["of moving three times the logits"] == pytest.approx(5 / 3)
+    assert small["of cross_entropy"] == pytest.approx(1.25)
+    assert small["faster than the best torch"] == pytest.approx(12)
+    assert small["of 3 x 3"] == 1
+    assert large["of 3 x 3"] == pytest.approx(2)
+    assert large["faster than the best torch"] is None
