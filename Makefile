@@ -30,7 +30,7 @@ test-cuda-host: ## the GPU kernels: run on the CPU, and compiled for three GPUs 
 	@command -v g++ > /dev/null || { echo "skipped: test-cuda-host needs g++, and there is none here. On Debian and Ubuntu: apt install g++"; exit 0; }; \
 	$(MAKE_COMMAND) --no-print-directory $(VENV_CUDA)/ready && \
 	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
-	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py
+	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py tests/test_tiny_losses.py
 
 experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left; RESULTS=folder does all of it anew (half an hour)
 	$(VENV_FRAMEWORKS)/bin/python -m experiments.digits $(if $(RESULTS),--results $(RESULTS))

@@ -8,6 +8,7 @@ import itertools
 
 import numpy as np
 import pytest
+from samples import ENGINES
 
 from lalref import lal_hvp, lal_jvp, lal_loss, lal_value_and_grad, truth
 
@@ -79,6 +80,36 @@ def test_value_gradient_jvp_and_hvp_keep_within_half_of_the_promise(confidence, 
     assert off(grad, exact.grad, bound) <= 4
     assert off(lal_jvp(x, y, v, **options)[1], exact.value_dot, bound, (slope * v).sum()) <= 4
     assert off(lal_hvp(x, y, v, **options)[1], exact.grad_dot, bound, slope * v.max()) <= 4
+
+
+FUSED = [engine for engine in ENGINES if engine != "array"]
+FUSED_CASES = [
+    (*case, 0.85 if case[0][2] == "count" else 1)
+    for case in [
+        ((3, 1.0, "weights"), "logits"),
+        ((7, 3.0, "count"), "logits"),
+        ((3, None, "count"), "logits"),
+        ((5, None, "weights"), "probabilities"),
+    ]
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("window", "space", "k"), FUSED_CASES)
+@pytest.mark.parametrize("confidence", CONFIDENCE)
+@pytest.mark.parametrize("engine", FUSED)
+def test_value_and_gradient_of_the_other_engines_keep_within_the_promise(
+    engine, confidence, window, space, k, dtype
+):
+    y, x = LABELS["blobs"], predictions(confidence, LABELS["blobs"], k).astype(dtype)
+    kernel_size, sigma, normalize = window
+    options = {"kernel_size": kernel_size, "sigma": sigma, "normalize": normalize, "space": space}
+    bound = float(np.finfo(dtype).eps) * (1 + float(abs(x).max()))
+    exact = truth.value_and_grad(x, y, **options)
+    assert 1e-30 < exact.value < 1e-6
+    value, grad = lal_value_and_grad(x, y, engine=engine, **options)
+    assert off(value, exact.value, bound) <= 8
+    assert off(grad, exact.grad, bound) <= 8
 
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])

@@ -48,7 +48,6 @@ struct Call {
     int rows, columns, stride_h, stride_w; // of the windows: window (a, b) stands at pixel (a stride_h, b stride_w)
     int reach_h, reach_w;                  // r of each axis, cut to where weights are not 0
     int most, span;                        // classes of a tile to pool one by one, 0: by cells; for how many t U_t is kept at a time
-    int counted;                           // D of (7) is the group's size, not its sum of weights
 };
 
 // Labels as `pool` meets them: of the pixels or of the windows of one image, -1 where nothing is read.

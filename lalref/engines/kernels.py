@@ -47,6 +47,7 @@ def kernel_names(dtype: str, space: str, channels: int) -> dict[str, str]:
     X, T = TYPES[dtype]
     names = {"list_kinds": "list_kinds", "divisors": f"divisors<{T}>"}
     if space == "logits":
+        names["weights"] = "divisors<double>"
         return names | {name: f"{name}<{X}, {T}, {channels}>" for name in ("losses", "slopes", "gather")}
     names |= {name: f"{name}<{X}, {T}>" for name in ("pixels", "spread")}
     return names | {name: f"{name}<{T}>" for name in ("merge", "send", "receive")}
@@ -62,7 +63,7 @@ def load(dtype: str, space: str, channels: int) -> Any:
     """Return compiled kernels; ``.get_function(name)(grid, block, args, shared_mem=)`` launches one."""
     import cupy
 
-    names = tuple(kernel_names(dtype, space, channels).values())
+    names = tuple(dict.fromkeys(kernel_names(dtype, space, channels).values()))
     return cupy.RawModule(code=source(), options=COMPILER_OPTIONS, name_expressions=names)
 
 
@@ -128,6 +129,7 @@ class _Kept:
 
     ell: Array  # (N, *grid)
     D: Array  # (N, *grid)
+    weights: Any  # the sum of weights of each group, (N, *grid) float64, or NULL where D is it
     top: Array  # m of (17) for every window, or in probability space every pixel
     top_lo: Any  # what top's rounding left out, windows only
     norm: Array  # sum of exp(. - m)
@@ -195,6 +197,19 @@ class _Work:
         self.launch("divisors", geometry.N * geometry.tiles[0], *args, call=call)
         return D
 
+    def weights(self) -> Any:
+        """The sum of weights of each group, (N, *grid) float64; NULL where that is D."""
+        if self.options.normalize == "weights" or self.options.sigma is None:
+            return NULL
+        float64 = np.dtype("float64")
+        geometry = Geometry.of(self.logits, self.centres.shape[1:], self.options, float64)
+        wide = dataclasses.replace(self, dtype=float64, geometry=geometry)
+        weights = wide.map(self.centres)
+        wide.launch(
+            "weights", geometry.N * geometry.tiles[0], self.labels, self.centres, wide.kinds, weights, None
+        )
+        return weights
+
     def map(self, like: Array) -> Array:
         """An empty map of the working dtype, shaped as `like`."""
         return self.xp.empty(like.shape, dtype=self.dtype)
@@ -207,13 +222,14 @@ class _Work:
         shared = (self.labels, self.centres, self.kinds, D)
         if self.options.space == "logits":
             kept = tuple(self.map(self.centres) for _ in range(4)) if keep else (NULL,) * 4
-            self.launch("losses", windows, self.logits, *shared, ell, *kept, None)
-            return _Kept(ell, D, *kept)
+            weights = self.weights()
+            self.launch("losses", windows, self.logits, *shared, weights, ell, *kept, None)
+            return _Kept(ell, D, weights, *kept)
         top, norm, off, u, log_u = (self.map(self.labels) for _ in range(5))
         self.launch("pixels", pixels, self.logits, self.labels, top, norm, off, u, log_u, None)
         weights, log_pooled = self.divisor(False) if count else D, self.map(self.centres)
         self.launch("merge", windows, *shared, weights, off, u, log_u, ell, log_pooled, None)
-        return _Kept(ell, D, top, NULL, norm, off, log_u, log_pooled)
+        return _Kept(ell, D, weights, top, NULL, norm, off, log_u, log_pooled)
 
     def backward(self, kept: _Kept, g: Array) -> Array:
         """From g, the derivative with respect to each ell (N, *grid), to the gradient (N, C, *S)."""
@@ -231,7 +247,7 @@ class _Work:
             self.launch("spread", pixels, *spread, call=call)
             return grad
         maps = (self.labels, self.centres, self.kinds)
-        softmax = (kept.D, kept.ell, kept.top, kept.top_lo, kept.norm, kept.off, g)
+        softmax = (kept.D, kept.weights, kept.ell, kept.top, kept.top_lo, kept.norm, kept.off, g)
         N, C, (images, channels) = geometry.N, int(call["C"][0]), geometry.groups
         plane = math.prod(self.centres.shape) // max(1, N)
         slope = self.xp.empty((images, channels, plane), dtype=self.dtype)  # scratch for each group in turn

@@ -27,7 +27,7 @@ CALL = np.dtype(
     [(f"{array}_{axis}", np.int64) for array in ("x", "grad") for axis in "nchw"]
     + [("sigma", np.float64), ("alpha", np.float64)]
     + [(name, np.int32) for name in ("C", "H", "W", "rows", "columns", "stride_h", "stride_w")]
-    + [(name, np.int32) for name in ("reach_h", "reach_w", "most", "span", "counted")],
+    + [(name, np.int32) for name in ("reach_h", "reach_w", "most", "span")],
     align=True,
 )
 
@@ -64,7 +64,6 @@ class Geometry:
         N, C, *S = logits.shape
         full = np.zeros(1, CALL)
         full["C"], full["alpha"] = C, options.label_smoothing
-        full["counted"] = options.normalize == "count"
         full["H"], full["W"] = H, _ = _as_image(S, 1) if S else (1, N)
         full["rows"], full["columns"] = _as_image(grid, 1) if S else (1, N)
         strides = [min(s, max(1, length)) for s, length in zip(options.strides(len(S)), S, strict=True)]

@@ -7,6 +7,21 @@ template <typename T> struct Merged {
     __device__ Merged(T hi, T lo) : hi(is_finite(hi + lo) ? hi : T(0)), lo(is_finite(hi + lo) ? lo : hi + lo) {}
 };
 
+// What merges a window's logits, (17): z = k near + (sum of w (x - near)) / D, where k is the sum of weights over D.
+template <typename T> struct Merge {
+    T inverse, k, k_lo;  // 1 / D; k, and what its rounding left out
+    __device__ Merge() : inverse(0), k(1), k_lo(0) {}
+    __device__ Merge(T D, const double* weights) : inverse(1 / D), k(1), k_lo(0) {
+        if (!weights) return;  // D is their sum
+        k = T(*weights / D);
+        k_lo = T(fma(-double(k), double(D), *weights) / D);
+    }
+    __device__ Merged<T> operator()(T near, T z) const {
+        const T hi = k * near;
+        return Merged<T>(hi, fma(k, near, -hi) + k_lo * near + z * inverse);
+    }
+};
+
 // z - m as a number and what its rounding left out: the gradient goes as a power of exp(z - m).
 template <typename T> struct Gap {
     T d, rest;
@@ -57,7 +72,7 @@ template <typename T> struct Softmax {
 // ell_p of (5) and, where asked for, what the way back needs of softmax(z_p): m, sum of exp(z - m), 1 - P_y.
 template <typename X, typename T, int G>
 __global__ void losses(const X* __restrict__ logits, const int* __restrict__ labels, const int* __restrict__ centres, const int* __restrict__ kinds,
-                       const T* __restrict__ D, T* __restrict__ ell, T* __restrict__ top, T* __restrict__ top_lo, T* __restrict__ norm, T* __restrict__ off, Call call) {
+                       const T* __restrict__ D, const double* __restrict__ weights, T* __restrict__ ell, T* __restrict__ top, T* __restrict__ top_lo, T* __restrict__ norm, T* __restrict__ off, Call call) {
     extern __shared__ double shared[];
     T* const weight = reinterpret_cast<T*>(shared);
     T* const sums = weight_table(call, weight);
@@ -66,14 +81,14 @@ __global__ void losses(const X* __restrict__ logits, const int* __restrict__ lab
     const Map out = windows_of(call, centres, n), in = pixels_of(call, labels, n);
     const Place p = place(call, out, kinds, n, blockIdx.x % tiles);
     const bool window = p.label >= 0;
-    const T inverse = window ? T(1) / D[p.at] : T(0);
+    const Merge<T> merge = window ? Merge<T>(D[p.at], weights ? weights + p.at : nullptr) : Merge<T>();
     Softmax<T> f;
     for (int c = 0; c < call.C; c += G) {
         T z[G], near[G];
         pool<T, G>(call, out, in, p, Logits<X, T, G>(call, logits, n, c), weight, sums, z, near);
         if (window)
             for (int g = 0; g < G; ++g)
-                if (c + g < call.C) f.add(Merged<T>(near[g], z[g] * inverse), c + g == p.label);
+                if (c + g < call.C) f.add(merge(near[g], z[g]), c + g == p.label);
     }
     if (p.a >= out.rows || p.b >= out.columns) return;
     const bool no_class = p.label >= call.C;  // with check=False
@@ -90,7 +105,7 @@ __global__ void losses(const X* __restrict__ logits, const int* __restrict__ lab
 // slope (images, channels, rows, columns). A block does up to 8 channels of its tile.
 template <typename X, typename T, int G>
 __global__ void slopes(const X* __restrict__ logits, const int* __restrict__ labels, const int* __restrict__ centres, const int* __restrict__ kinds,
-                       const T* __restrict__ D, const T* __restrict__ ell, const T* __restrict__ top, const T* __restrict__ top_lo, const T* __restrict__ norm,
+                       const T* __restrict__ D, const double* __restrict__ weights, const T* __restrict__ ell, const T* __restrict__ top, const T* __restrict__ top_lo, const T* __restrict__ norm,
                        const T* __restrict__ off, const T* __restrict__ g_ell, T* __restrict__ slope, Call call, Index first_n, int first_c, int channels) {
     extern __shared__ double shared[];
     T* const weight = reinterpret_cast<T*>(shared);
@@ -100,12 +115,13 @@ __global__ void slopes(const X* __restrict__ logits, const int* __restrict__ lab
     const Map out = windows_of(call, centres, n), in = pixels_of(call, labels, n);
     const Place p = place(call, out, kinds, n, blockIdx.x % tiles);
     const bool window = p.label >= 0;
-    T inverse = 0, g_D = 0, scale = 0, target = 0;
+    Merge<T> merge;
+    T g_D = 0, scale = 0, target = 0;
     Merged<T> m(0, 0);
     const T share = T(call.alpha) / call.C;
     if (window) {
-        inverse = T(1) / D[p.at];
-        g_D = is_finite(ell[p.at]) ? g_ell[p.at] * inverse : not_a_number<T>();
+        merge = Merge<T>(D[p.at], weights ? weights + p.at : nullptr);
+        g_D = is_finite(ell[p.at]) ? g_ell[p.at] * merge.inverse : not_a_number<T>();
         m = Merged<T>(top[p.at], top_lo[p.at]);
         scale = T(1) / norm[p.at];
         target = T(call.alpha) * (call.C - 1) / call.C - off[p.at];
@@ -116,7 +132,7 @@ __global__ void slopes(const X* __restrict__ logits, const int* __restrict__ lab
         pool<T, G>(call, out, in, p, Logits<X, T, G>(call, logits, n, first_c + k), weight, sums, z, near);
         if (window)
             for (int g = 0; g < G; ++g) {
-                const T residual = first_c + k + g == p.label ? target : Gap<T>(Merged<T>(near[g], z[g] * inverse), m).exponential() * scale - share;
+                const T residual = first_c + k + g == p.label ? target : Gap<T>(merge(near[g], z[g]), m).exponential() * scale - share;
                 if (k + g < end) slope[((image * channels + k + g) * call.rows + p.a) * call.columns + p.b] = residual * g_D;
             }
     }

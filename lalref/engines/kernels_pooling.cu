@@ -167,33 +167,30 @@ __device__ void pool(const Call& call, const Map& out, const Map& in, const Plac
 
 // What is pooled: G channels from `first`; where fewer are left the last one is worked out again.
 // A mean is rounded in proportion to what is averaged, and a nearly perfect prediction turns on the differences of
-// means: so logits are pooled as they differ from those of one pixel of the group. Not where D counts, for then a
-// constant does not come through pooling unchanged.
+// means: so logits are pooled as they differ from those of one pixel of the group.
 template <typename X, typename T, int G> struct Logits {
     const X* x;
     Index step_c, step_h, step_w;
     int first, last;
-    bool apart;
     T from[G];
     __device__ Logits(const Call& call, const X* logits, Index n, int first)
-        : x(logits + n * call.x_n), step_c(call.x_c), step_h(call.x_h), step_w(call.x_w), first(first), last(call.C - 1), apart(!call.counted) {
+        : x(logits + n * call.x_n), step_c(call.x_c), step_h(call.x_h), step_w(call.x_w), first(first), last(call.C - 1) {
         for (int g = 0; g < G; ++g) from[g] = 0;
     }
     __device__ T logit(int g, int a, int b) const { return widen(x[min(first + g, last) * step_c + a * step_h + b * step_w]); }
     __device__ void stay_near(int a, int b) {
         for (int g = 0; g < G; ++g) {
-            const T v = apart ? logit(g, a, b) : T(0);
+            const T v = logit(g, a, b);
             from[g] = is_finite(v) ? v : T(0);
         }
     }
     // A pixel unlike the others of its class would cost them their digits: where any in the tile lies far from it,
     // they are pooled as they are. Every thread of the block comes here, `mine` if its pixel (a, b) is of the class.
     __device__ void agree(bool mine, int a, int b) {
-        if (apart)
-            for (int g = 0; g < G; ++g) {
-                const T v = mine ? logit(g, a, b) : T(0);
-                if (__syncthreads_count(mine && is_finite(v) && fabs(v - from[g]) > fabs(v) + 1) > 0) from[g] = 0;
-            }
+        for (int g = 0; g < G; ++g) {
+            const T v = mine ? logit(g, a, b) : T(0);
+            if (__syncthreads_count(mine && is_finite(v) && fabs(v - from[g]) > fabs(v) + 1) > 0) from[g] = 0;
+        }
     }
     __device__ T near(int g) const { return from[g]; }
     __device__ T operator()(int g, int a, int b) const { return logit(g, a, b) - from[g]; }
@@ -246,7 +243,7 @@ extern "C" __global__ void list_kinds(const int* __restrict__ labels, int* __res
     }
 }
 
-// D_p of (7), or the group's size if `call` says so (no sigma, radii not cut); 1 where there is no window.
+// The sum of weights of each group, or its size if `call` says so (no sigma, radii not cut); 1 where there is no window.
 template <typename T>
 __global__ void divisors(const int* __restrict__ labels, const int* __restrict__ centres, const int* __restrict__ kinds, T* __restrict__ D, Call call) {
     extern __shared__ double shared[];
