@@ -11,6 +11,7 @@ import pytest
 
 import lalref
 from cuda_host.engine import compiled, on_host
+from lalref.engines import kernels_geometry
 from lalref.engines.kernels_geometry import CHANNELS
 from lalref.oracle.inputs import eighths, scattered
 
@@ -45,19 +46,19 @@ def test_two_sweeps_take_less_than_twice_the_steps_of_one(space):
     assert steps(space, 16) < 2 * steps(space, 15)
 
 
-SMALL = (1, 48, 128)
-BY_CELLS = {
-    "many classes in every tile": {"labels": scattered(SMALL, 2, 12)},
-    "strides": {"labels": np.zeros(SMALL, int), "stride": 2},
-}
+SMALL = np.zeros((1, 48, 128), int)
+NOISE = scattered(SMALL.shape, 2, 6)
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("options", BY_CELLS.values(), ids=BY_CELLS.keys())
-def test_by_cells_it_is_nearly_the_square_and_the_count_shows_it(space, options):
-    assert steps(space, 16, **options) > 2.5 * steps(space, 8, **options)
+def test_noise_of_few_classes_costs_no_square_either():
+    assert steps("probabilities", 15, NOISE) < 2 * steps("probabilities", 8, NOISE)
 
 
-def test_so_it_is_where_probabilities_are_too_small_to_be_added_up():
-    options = {"labels": np.zeros(SMALL, int), "true_class": -120}
-    assert steps("probabilities", 16, **options) > 2.5 * steps("probabilities", 8, **options)
+def test_with_more_classes_in_a_tile_than_are_pooled_one_by_one_it_is_nearly_the_square(monkeypatch):
+    monkeypatch.setattr(kernels_geometry, "MOST_KINDS", 4)
+    assert steps("probabilities", 15, NOISE) > 2.5 * steps("probabilities", 8, NOISE)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"true_class": -120}], ids=["strides", "next to none"])
+def test_so_it_is_with_strides_and_where_probabilities_are_too_small_to_be_added_up(options):
+    assert steps("probabilities", 16, SMALL, **options) > 2.5 * steps("probabilities", 8, SMALL, **options)
