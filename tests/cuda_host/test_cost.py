@@ -62,3 +62,8 @@ def test_with_more_classes_in_a_tile_than_are_pooled_one_by_one_it_is_nearly_the
 @pytest.mark.parametrize("options", [{"stride": 2}, {"true_class": -120}], ids=["strides", "next to none"])
 def test_so_it_is_with_strides_and_where_probabilities_are_too_small_to_be_added_up(options):
     assert steps("probabilities", 16, SMALL, **options) > 2.5 * steps("probabilities", 8, SMALL, **options)
+
+
+if __name__ == "__main__":  # the numbers of docs/cuda.md
+    for space in SPACES:
+        print(space, {r: round(steps(space, r) / ONE_CLASS.size) for r in (1, 2, 4, 8, 15, 16, 31, 63)})
