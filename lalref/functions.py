@@ -13,9 +13,7 @@ from typing import Any, Unpack
 from lalref.arrays import Array
 from lalref.hints import refuse_unknown
 from lalref.loss import LocallyAdaptiveLoss
-from lalref.options import Options, OptionsDict
-
-_NAMES = tuple(f.name for f in dataclasses.fields(Options))
+from lalref.options import NAMES, Options, OptionsDict
 
 
 def _with_options(function: Callable[..., Any]) -> Any:
@@ -34,9 +32,9 @@ def _with_options(function: Callable[..., Any]) -> Any:
 
 def loss_for(function: Callable[..., Any], options: OptionsDict) -> LocallyAdaptiveLoss:
     """The loss of these options; an unknown one is told by the name of the function that was called."""
-    if not options.keys() <= set(_NAMES):
+    if not options.keys() <= set(NAMES):
         own = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]
-        refuse_unknown(function.__name__, options, {*own, *_NAMES})
+        refuse_unknown(function.__name__, options, {*own, *NAMES})
     return LocallyAdaptiveLoss(**options)
 
 

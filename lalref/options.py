@@ -77,7 +77,7 @@ class Options:
 
     def __new__(cls, *positional: Any, **options: Any) -> Self:
         """Refuse an option that there is not, naming the one that was probably meant."""
-        refuse_unknown(cls.__name__, options, [f.name for f in dataclasses.fields(cls)])
+        refuse_unknown(cls.__name__, options, NAMES)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -156,6 +156,10 @@ class Options:
                 "give one int, or one for each spatial axis"
             )
         return lengths
+
+
+# once: torch.compile can't trace dataclasses.fields
+NAMES = tuple(f.name for f in dataclasses.fields(Options))
 
 
 def _refuse(name: str, value: object, allowed: str) -> None:
