@@ -42,6 +42,7 @@ nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden val
 	LALREF_NIGHTLY=1 $(VENV)/bin/python -m pytest -n 2 tests/test_diagnose.py
 	$(MAKE) experiment RESULTS=out/experiment
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.score
+	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.described.score
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first; QUICK=--quick for a first look
 	@mkdir -p out

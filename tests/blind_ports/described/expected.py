@@ -105,20 +105,24 @@ OWN = {
     ("torch", "torch_more.py", "divergence"): Mistake(
         None, "The divergence from the smoothed target, not the cross-entropy: its own entropy is taken away."
     ),
+    # The author's own, but found in the catalogue by the score, and true of the port:
     ("torch", "torch_more.py", "neighbours_by_pixel_weight"): Mistake(
-        None, "A neighbour's pixel_weight weighs it in the average of its group too."
+        ("weights-pool-too",), "A neighbour's pixel_weight weighs it in the average of its group too."
     ),
     ("torch", "torch_more.py", "sigma_of_the_kernel"): Mistake(
         None, "sigma grows with the kernel: it is multiplied by r / 2, which is 1 for a 5x5 window."
     ),
+    # And so is this one.
     ("torch", "torch_more.py", "classes_one_by_one"): Mistake(
-        None, "Each class has its own power mean; those of the classes that occur are averaged, or added up."
+        ("per-class-then-mean",),
+        "Each class has its own power mean; those of the classes that occur are averaged, or added up.",
     ),
     ("jax", "jax_more.py", "distance_in_strides"): Mistake(
         None, "The distance is measured in strides, not in pixels."
     ),
+    # And this one.
     ("jax", "jax_more.py", "sum_bypasses_the_power_mean"): Mistake(
-        None, 'reduction="sum" adds up the weighted losses, without p.'
+        ("plain-sum",), 'reduction="sum" adds up the weighted losses, without p.'
     ),
     ("jax", "jax_more.py", "smoothing_by_the_neighbourhood"): Mistake(
         None, "alpha goes to the classes of the pixels around, under the Gaussian, not to all classes alike."

@@ -1,0 +1,72 @@
+"""Puts every port of this folder to the oracle, and counts which mistakes are named first.
+
+    PYTHONPATH=.:tests python -m blind_ports.described.score [numpy] [torch] [jax] [cpp]
+
+A single mistake counts as named where the first finding is the one whose sentence the port was made from. Of a pair
+both are to be found. A mistake of the author's own, and a right port, must get no finding: any is a false name.
+"""
+
+import functools
+import importlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from blind_ports.described.expected import EXPECTED, TAKES, TAKES_TOO
+from lalref import oracle
+
+HERE = Path(__file__).parent
+FRAMEWORKS = ("numpy", "torch", "jax", "cpp")
+
+
+@functools.cache
+def program() -> Path:
+    """The C++ ports, compiled."""
+    path = Path(tempfile.mkdtemp()) / "cpp_ports"
+    subprocess.run(["g++", "-O2", "-std=c++17", "-o", path, HERE / "cpp_ports.cpp"], check=True)
+    return path
+
+
+def report_on(framework: str, file: str, name: str) -> oracle.Report:
+    """What the oracle says of one port."""
+    if framework == "cpp":
+        takes = [*TAKES.split(","), *TAKES_TOO["cpp"].split(",")]
+        return oracle.verify(oracle.Command(f"{program()} {{case}} {{out}} {name}", takes=takes))
+    module = importlib.import_module(f"blind_ports.described.{file.removesuffix('.py')}")
+    dtype = "float64" if framework == "jax" else None  # half the compiling
+    return oracle.verify(getattr(module, name), framework=framework, dtype=dtype)
+
+
+def main(frameworks: list[str]) -> None:
+    """Print the table and the totals."""
+    counts: dict[str, list[bool]] = {}
+    for (framework, file, name), mistake in EXPECTED.items():
+        if framework not in (frameworks or FRAMEWORKS):
+            continue
+        if framework == "cpp" and shutil.which("g++") is None:
+            print(f"  {name}: there is no g++ here")
+            continue
+        begin = time.perf_counter()
+        report = report_on(framework, file, name)
+        findings = report.diagnosis.findings if report.diagnosis else []
+        named = {each.split("=")[0] for each in findings[0].mistake.split("+")} if findings else set()
+        kind = "own" if mistake.ids is None else ("right", "single", "pair")[len(mistake.ids)]
+        verdict = "right" if kind == "right" else "wrong"
+        good = report.verdict == verdict and named == set(mistake.ids or ())
+        counts.setdefault(kind, []).append(good)
+        asked, said = " + ".join(mistake.ids or ()) or "no name", " + ".join(sorted(named)) or "no name"
+        seconds = time.perf_counter() - begin
+        mark = " " if good else "X"
+        print(
+            f"{mark} {framework:5} {kind:6} {report.verdict:12} {name}: {asked} | {said} | {seconds:.0f} s",
+            flush=True,
+        )
+    for kind, found in counts.items():
+        print(f"{kind}: {sum(found)} of {len(found)} as they should be")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
