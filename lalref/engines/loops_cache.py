@@ -40,7 +40,11 @@ _asked: set[str] = set()
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile `function` at its first call for each dtype, free of the GIL, with IEEE arithmetic."""
     global _folder
-    kernel = njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    try:
+        kernel = njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder may be written: then each process compiles for itself
+        return njit(**options)(function)
     if hasattr(kernel, "_cache"):  # not with NUMBA_DISABLE_JIT
         cache = kernel._cache
         base = f"{cache._impl.filename_base}-{STAMP[:12]}"
@@ -60,10 +64,13 @@ def compile_seconds() -> dict[str, float]:
 @contextlib.contextmanager
 def first_call(dtype: str) -> Iterator[None]:
     """Around a call: if it is the first that compiles for `dtype`, say so, and keep how long it took."""
-    if dtype in _asked or _folder is None or dtype in compile_seconds():
+    if dtype in _asked or _folder is None:
         yield
         return
     _asked.add(dtype)
+    if dtype in compile_seconds():
+        yield
+        return
     told = f"lalref: compiling for {dtype}, once, about half a minute; kept in {_folder}"
     logging.getLogger("lalref").info(told)
     if sys.stderr is not None and sys.stderr.isatty():

@@ -90,13 +90,13 @@ class Geometry:
     def backward(
         self, tasks: Sequence[Task], y: Labels, valid: Array, g: Array, z_bar: Array, x_bar: Array
     ) -> None:
-        """`kernels.backward` of every task, with g lifted out of the reach of subnormal products; all arrays flat."""
+        """`kernels.backward` of every task, with g where no product is subnormal or infinite; all arrays flat."""
         largest = max(float(np.max(g, initial=0)), -float(np.min(g, initial=0)))
         if not math.isfinite(largest):
             largest = float(np.max(np.abs(g[np.isfinite(g)]), initial=0))
         highest = math.frexp(largest)[1]
         limits, shift = np.finfo(self.dtype), math.frexp(self.unit)[1] - 1
-        lift = max(0, min(limits.maxexp - 28 - shift - highest, -limits.minexp - shift))
+        lift = min(limits.maxexp - 28 - shift - highest, -limits.minexp - shift)
         up, down = self.dtype.type(2.0**lift), self.dtype.type(2.0 ** -(lift + shift))
         ring = self.ring(self.image.W)
 

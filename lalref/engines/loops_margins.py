@@ -4,7 +4,9 @@ A loss near 0 is about exp(-margin), and its gradient about exp(-p margin): what
 counts 60 p times. Softmax doesn't change when one number is taken from all logits of a pixel, so from each
 pixel's logits its target's is taken, and a typical margin of its class is given back: what is pooled is how much
 a margin differs from the typical one, and its roundings are as small as it is. The typical margin goes in
-exactly, after pooling. Any number would do; results are right whatever it is, only less accurate.
+exactly, after pooling. Any number would do that is no larger than margins are: what is pooled is rounded relative to
+it. So it is the margin over the strongest other class, for a logit of -1e9 may stand for a class that is left out; the
+median of a few pixels, one of which may be odd; and never beyond `_MOST`, where a loss rounds to 0.
 
 It is found from a few pixels of each class in each image: those of windows alone, which may be read, and of one
 class for one class, so that a NaN reaches no other. Nothing is pooled here.
@@ -26,6 +28,7 @@ _PIXELS = 4  # of each class in each image
 _GRID = (
     16.0  # typical margins are multiples of 1/16: few digits, so that subtracting one is nearly always exact
 )
+_MOST = 128.0
 
 
 @compiled
@@ -72,13 +75,20 @@ def typical_margins(x: Array, image: Image, y: Labels, valid: Array, working: An
     a, b, w = np.unravel_index(found[n, kind, i], x.shape[2:])
     logits = x[n, :, a, b, w].astype(np.float64)  # (pixels, C)
     own = logits[np.arange(len(n)), kind]
-    logits[np.arange(len(n)), kind] = np.nan
-    read = np.isfinite(logits)
-    others = np.where(read, logits, 0.0).sum(1) / np.maximum(read.sum(1), 1)
-    good = np.isfinite(own)
-    margin, at = np.where(good, own, 0.0) - others, n * C + kind
-    total = np.bincount(at, margin * good, N * C).reshape(N, C)
-    count = np.bincount(at, good, N * C).reshape(N, C)
-    mean = np.clip(total / np.maximum(count, 1), -1e30, 1e30)
-    typical[:, :C] = np.round(mean * _GRID) / _GRID
+    logits[np.arange(len(n)), kind] = -np.inf
+    strongest = np.where(np.isfinite(logits), logits, -np.inf).max(1)
+    margins = np.full((N, C, _PIXELS), np.nan)
+    good = np.isfinite(own) & np.isfinite(strongest)
+    margins[n[good], kind[good], i[good]] = (own - strongest)[good]
+    known = np.isfinite(margins).sum(2)
+    margins = np.sort(margins, axis=2)  # NaN comes last
+    low, high = ((np.maximum(known, 1) - 1) // 2, known // 2)
+    median = (
+        sum(
+            np.take_along_axis(margins, k[..., None], 2)[..., 0] for k in (low, np.minimum(high, _PIXELS - 1))
+        )
+        / 2
+    )
+    median = np.clip(np.where(known > 0, median, 0.0), -_MOST, _MOST)
+    typical[:, :C] = np.round(median * _GRID) / _GRID
     return typical

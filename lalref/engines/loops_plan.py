@@ -113,13 +113,14 @@ def _only_class_in_reach(plan, kind, left, reach):
     """Whether no pixel in reach of the block at column `left` of the ring has another class than `kind`."""
     flip = spread(np.int32(-(2**31)))
     wanted = spread(np.int32(kind))
+    lowest = wanted + flip
     none = spread(np.int32(-1))
     j = left - reach
     end = left + reach
     others = wanted > wanted
     while True:
         top = load(plan.high, j)
-        others = others | ((top != wanted) & (top != none)) | (wanted > load(plan.low, j) - flip)
+        others = others | ((top != wanted) & (top != none)) | (lowest > load(plan.low, j))
         if j == end:
             return not any_lane(others)
         j = min(j + LANES, end)
@@ -152,13 +153,15 @@ def plan_row(window, ring, centres, labels, rows, blocks, most_classes, plan):
     none = spread(np.int32(-1))
     segments = 0
     by_cell = 0
-    join = window.reach > 3  # then looking at labels costs less than beginning a segment
+    join = window.sets > 1  # then looking at labels costs less than beginning a segment
     for block in range(blocks):
         rest = load(centres, block * LANES)
         kind = largest(rest)
         if kind < 0:
             continue
-        if _only_class_in_reach(plan, kind, ring.pad + block * LANES, window.reach):
+        # On the way back a pixel without a window receives too, so the centres are asked as well as what is in reach.
+        alone = not any_lane((rest != spread(np.int32(kind))) & (rest != none))
+        if alone and _only_class_in_reach(plan, kind, ring.pad + block * LANES, window.reach):
             segments = _add_block(plan, segments, kind, block, False, join)
             continue
         classes = 0

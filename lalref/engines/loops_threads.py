@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numba
@@ -55,9 +55,10 @@ def run(work: Callable[[Any], object], tasks: Sequence[Any]) -> None:
         for task in left:  # a list's iterator gives each task to one thread
             work(task)
 
+    done: list[Future[None]] = []
     helps = _seat.acquire(blocking=False)
-    done = [_workers().submit(take) for _ in range(workers - helps)]
     try:
+        done += [_workers().submit(take) for _ in range(workers - helps)]
         if helps:
             take()
     finally:

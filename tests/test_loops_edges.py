@@ -1,0 +1,136 @@
+"""The numba engine where its code invites mistakes: odd logits, pixels without windows, far windows, errors."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import lalref
+
+pytest.importorskip("numba")
+
+from lalref.engines import loops_threads
+from lalref.engines.loops_plan import Plan, _only_class_in_reach
+
+ENGINES = ("array", "numba")
+
+
+def both(call):
+    return [np.asarray(call(engine=engine)) for engine in ENGINES]
+
+
+@pytest.mark.parametrize("masked", [-1e4, -1e9, np.finfo("f").min])
+def test_a_class_that_is_masked_by_a_large_negative_logit_changes_no_loss(masked):
+    x = np.zeros((1, 3, 2, 40), "f")
+    x[:, 0], x[:, 1], x[:, 2] = 2, 1, masked
+    value, found = both(lambda engine: lalref.lal_loss(x, np.zeros((1, 2, 40), int), p=1, engine=engine))
+    assert found == pytest.approx(np.log1p(np.exp(-1.0)), rel=1e-6)
+    assert value == pytest.approx(found, rel=1e-6)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("odd", [-1e9, 1e9])
+def test_one_odd_pixel_leaves_the_losses_of_its_class_alone(channel, odd):
+    x = np.random.default_rng(0).standard_normal((1, 3, 2, 40)).astype("f")
+    x[0, channel, 0, 0] = odd
+    y = np.zeros((1, 2, 40), int)
+    right, found = both(lambda engine: lalref.lal_loss(x, y, kernel_size=1, reduction="none", engine=engine))
+    np.testing.assert_allclose(found[0, :, 1:], right[0, :, 1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("without", ["class_weight", "pixel_weight", "stride"])
+def test_a_pixel_among_windows_of_another_class_receives_nothing_from_them(space, without):
+    """On the way back pixels without a window are among those that receive; in wide images, far from any border."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 2, 3, 80)).astype("f")
+    y = np.ones((1, 3, 80), np.uint8)
+    y[0, 1, 40] = 0
+    options = {"class_weight": [0, 1]} if without == "class_weight" else {}
+    if without == "stride":
+        options = {"stride": (2, 1)}
+    if without == "pixel_weight":
+        weight = np.ones((1, 3, 80))
+        weight[0, 1, 40] = 0
+        options = {"pixel_weight": weight}
+    right, found = both(
+        lambda engine: lalref.lal_value_and_grad(
+            x, y, kernel_size=3, p=1, space=space, engine=engine, **options
+        )[1]
+    )
+    assert not right[0, :, 1, 40].any()
+    assert not found[0, :, 1, 40].any()
+    np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-8)
+
+
+def test_a_column_without_labels_is_no_other_class():
+    """Else blocks beside the padding or a void border would ask labels of every pixel in vain."""
+    import numba
+
+    @numba.njit
+    def alone(high, low):
+        e = np.empty(1, np.int32)
+        return _only_class_in_reach(Plan(e, e, e, np.empty(1, np.bool_), e, high, low), np.int32(3), 16, 1)
+
+    high, low = np.full(48, 3, np.int32), np.full(48, 3 - 2**31, np.int32)
+    assert alone(high, low)
+    high[15], low[15] = -1, 2**31 - 1
+    assert alone(high, low)
+    low[15] = 2 - 2**31
+    assert not alone(high, low)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((9, 700), 31), ((40, 90), 35), ((80, 150), 65), ((80, 50), (65, 1)), ((50, 150), (1, 65)), ((50, 60), (31, 3)),
+        ((50, 60), (3, 31)), ((12, 14, 40), (11, 9, 19)), ((200,), 63),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sigma", [None, 8.0, 0.3])
+def test_far_windows_of_any_form_agree_with_the_array_engine(shape, kernel, dtype, sigma):
+    """Several sets of rings, more than one tile, and by count rings that weigh nothing."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((1, 3, *shape)).astype(dtype)
+    y = rng.integers(0, 3, (1, *(max(1, n // 20) for n in shape)))
+    for axis, n in enumerate(shape, 1):
+        y = np.repeat(y, -(-n // y.shape[axis]), axis=axis).take(range(n), axis=axis)
+    normalize = "count" if sigma == 0.3 else "weights"
+    options = {"kernel_size": kernel, "sigma": sigma, "normalize": normalize}
+    (value, grad), (found, found_grad) = (
+        lalref.lal_value_and_grad(x, y, engine=engine, **options) for engine in ENGINES
+    )
+    most = 2e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(found, value, rtol=most)
+    np.testing.assert_allclose(found_grad, grad, rtol=0, atol=most * np.abs(grad).max())
+
+
+def test_a_large_upstream_gradient_overflows_nowhere_on_the_way():
+    x, y = np.zeros((1, 2, 31, 31), "f"), np.zeros((1, 31, 31), int)
+    right, found = both(
+        lambda engine: lalref.lal_value_and_grad(x, y, kernel_size=31, grad_output=1e30, engine=engine)[1]
+    )
+    np.testing.assert_allclose(found, right, rtol=1e-5)
+
+
+def test_the_seat_is_free_again_after_an_error(monkeypatch):
+    def broken():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(loops_threads, "number_of_threads", lambda: 2)
+    monkeypatch.setattr(loops_threads, "_workers", broken)
+    with pytest.raises(RuntimeError, match="new thread"):
+        loops_threads.run(print, [1, 2, 3])
+    assert not loops_threads._seat.locked()
+
+
+def test_the_engine_works_where_no_folder_may_be_written():
+    program = (
+        "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
+        "from lalref.engines import loops_maps\n"
+        "import numpy as np; print(loops_maps.largest_of(np.array([1.0, 3.0, 2.0]), 0, 3))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "3.0", done.stderr
