@@ -80,8 +80,12 @@ def known(flag: Array) -> bool | None:
         return None
     try:
         return bool(flag)
-    except (TypeError, RuntimeError):  # JAX's tracers raise the first, torch's batched tensors the second
+    except TypeError:  # JAX's tracers
         return None
+    except RuntimeError:  # torch's batched tensors; elsewhere it is a device's own error
+        if is_torch(flag):
+            return None
+        raise
 
 
 class Refusals:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,15 @@ def test_without_a_device_it_says_so(a_device, monkeypatch):
 def test_arrays_of_another_library_are_not_copied_to_the_device(a_device):
     with pytest.raises(ValueError, match=r"takes CuPy arrays, got numpy\.ndarray: cupy\.asarray\(\) copies"):
         lalref.lal_loss(X, Y, engine="cuda")
+
+
+def test_shared_memory_is_asked_for_where_a_kernel_has_a_use_for_it():
+    """What a kernel declares itself comes on top, so that a needless request could be one too many."""
+    kernel = re.compile(r"__global__ void (\w+)\((.*?)\n}", re.S)
+    found = {name: "extern __shared__" in body for name, body in kernel.findall(kernels.source())}
+    assert len(found) >= 9
+    assert {name for name, shares in found.items() if not shares} == set(kernels.NONE_SHARED)
+    assert not any("__shared__ int" in body for name, body in kernel.findall(kernels.source()) if found[name])
 
 
 @pytest.mark.parametrize("call", ["jvp", "hvp"])

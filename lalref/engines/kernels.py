@@ -42,6 +42,10 @@ TYPES = {
 }
 
 
+# These ask for no shared memory at launch; some of their own would be too much beside what others ask for.
+NONE_SHARED = ("list_kinds", "pixels", "send", "spread")
+
+
 def kernel_names(dtype: str, space: str, channels: int) -> dict[str, str]:
     """Return the template instances that a call uses, by kernel; `channels` are pooled at a time."""
     X, T = TYPES[dtype]
@@ -157,7 +161,8 @@ class _Work:
         centres = xp.astype(xp.where(valid, centre(labels, options), -1), xp.int32, copy=False)  # (N, *grid)
         dtype = np.dtype("float64" if dtype_name(logits.dtype) == "float64" else "float32")
         geometry = Geometry.of(logits, centres.shape[1:], options, dtype)
-        return cls(xp, logits, xp.asarray(labels, order="C"), centres, options, dtype, geometry)
+        labels, centres = (xp.asarray(a, order="C") for a in (labels, centres))
+        return cls(xp, logits, labels, centres, options, dtype, geometry)
 
     @property
     def device(self) -> contextlib.AbstractContextManager[Any]:
@@ -176,7 +181,8 @@ class _Work:
         which = dtype_name(self.logits.dtype), self.options.space, geometry.channels
         kernel = load(*which).get_function(kernel_names(*which)[name])
         args = tuple(call if a is None else a for a in args)
-        kernel((blocks,), geometry.block, args, shared_mem=geometry.shared_bytes(call))
+        shared = 0 if name in NONE_SHARED else geometry.shared_bytes(call)
+        kernel((blocks,), geometry.block, args, shared_mem=shared)
 
     @functools.cached_property
     def kinds(self) -> Any:
