@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lalref.arrays import Array
+from lalref.arrays import FLOATS, Array, dtype_name
 from lalref.loss import LocallyAdaptiveLoss
 from lalref.minkowski import Parts, combine
 
@@ -66,6 +66,7 @@ def scene_parts(
     >>> bool(np.isclose(scene_parts(loss, logits, labels, tile=16).value, loss(logits, labels), rtol=1e-6))
     True
     """
+    check_maps(loss, logits, labels, pixel_weight)
     found = None
     for cut in _shown(_scene_tiles(loss, logits, tile, 1), progress, "loss"):
         part = cut.parts(loss, *cut.read(logits, labels, pixel_weight))
@@ -194,6 +195,20 @@ class _Note:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None:
             error.add_note(self.text)
+
+
+def check_maps(loss: LocallyAdaptiveLoss, logits: Array, labels: Array, pixel_weight: Array | None) -> None:
+    """Refuse maps that don't belong to the logits: each tile alone would take its part of them for all there is."""
+    axis = loss.axis % len(logits.shape)
+    want = tuple(n for a, n in enumerate(logits.shape) if a != axis)
+    for name, array in {"labels": labels, "pixel_weight": pixel_weight}.items():
+        if array is not None and tuple(array.shape) != want:
+            raise ValueError(
+                f"{name} must have the shape of logits without class axis {loss.axis}, {want} for logits "
+                f"{tuple(logits.shape)}; got {tuple(array.shape)}"
+            )
+    if pixel_weight is not None and dtype_name(pixel_weight.dtype) not in FLOATS:
+        raise TypeError(f"pixel_weight must be floating-point; got {pixel_weight.dtype}")
 
 
 def tiles(

@@ -1,5 +1,6 @@
 """The kill matrix as a page: what it says is what was measured."""
 
+import numpy as np
 import pytest
 
 from lalref.oracle import oracle_report, peers
@@ -37,7 +38,17 @@ def test_the_page_counts_what_was_measured(page):
 def test_peers_are_given_the_smallest_case_that_shows_a_mistake():
     units = {"plain": 1e5, "small-image": 40.0, "one-pixel": 2.0, "none": 1e9, "thousands": 1e9}
     assert oracle_report.telling(units).name == "small-image"
-    assert oracle_report.telling({"plain": 0.0}).name == "plain"
+    assert oracle_report.telling({"plain": 0.0, "none": 1e9}) is None
+
+
+def test_peers_meet_the_subject_s_own_upstream_gradient_and_memory():
+    case = BY_NAME["small-image"]
+    f = peers._value_and_grad(BY_ID["upstream-twice"].subject(), case)
+    once, doubled = (f(case.logits.copy(), upstream)[1] for upstream in (1.0, 2.0))
+    np.testing.assert_allclose(doubled, 4 * once)
+    x = case.logits.copy()
+    peers._value_and_grad(BY_ID["overwrites-the-logits"].subject(), case)(x)
+    assert (x != case.logits).any()
 
 
 def test_scipy_lets_pass_what_is_right_and_a_wrong_loss_with_its_own_gradient():

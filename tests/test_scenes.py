@@ -100,6 +100,20 @@ def test_errors_tell_the_tile_and_what_is_allowed():
         scene_value_and_grad(loss, X, Y, np.empty(3))
 
 
+def test_maps_that_are_larger_than_the_logits_are_not_cropped():
+    """Every tile would find labels enough."""
+    loss = LocallyAdaptiveLoss()
+    large = np.zeros((2, 42, 36), np.int64)
+    with pytest.raises(
+        ValueError, match=r"labels must have the shape of logits without class axis 1, \(2, 21, 18\)"
+    ):
+        scene_parts(loss, X, large)
+    with pytest.raises(ValueError, match="pixel_weight must have the shape"):
+        scene_value_and_grad(loss, X, Y, np.empty_like(X), pixel_weight=np.ones((3, 21, 18)))
+    with pytest.raises(TypeError, match="pixel_weight must be floating-point; got int64"):
+        scene_parts(loss, X, Y, pixel_weight=np.ones(Y.shape, np.int64))
+
+
 def test_progress_is_shown(capsys):
     scene_parts(LocallyAdaptiveLoss(), X, Y, tile=16, progress=True)
     assert "loss of 8 tiles" in capsys.readouterr().out

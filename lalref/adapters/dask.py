@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import lalref
-from lalref.scenes import Spans, tiles
+from lalref.scenes import Spans, check_maps, tiles
 
 try:
     import dask
@@ -73,6 +73,7 @@ def dask_value_and_grad(
             raise TypeError(
                 f"{name} must be a dask array; got {type(array).__name__}: dask.array.from_array() makes one"
             )
+    check_maps(loss, logits, labels, pixel_weight)
     axis = loss.axis % logits.ndim
     edges = [list(itertools.accumulate(chunks, initial=0)) for chunks in logits.chunks]
     spans: list[Spans] = [list(itertools.pairwise(e)) for a, e in enumerate(edges) if a != axis]

@@ -52,19 +52,20 @@ def write(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = ite
         by_cases = best(rows[mistake.id]["float64"]) > LIMIT
         if by_cases or verify(mistake.subject(), dtype="float64").verdict == "wrong":
             refused.add(mistake.id)
-        case = telling(rows[mistake.id]["float64"])
-        seen[mistake.id] = {peer.name: peer.finds(mistake.subject(), case) for peer in peers}
+        case = BY_NAME["plain"] if mistake.stage == "state" else telling(rows[mistake.id]["float64"])
+        if case is not None:
+            seen[mistake.id] = {peer.name: peer.finds(mistake.subject(), case) for peer in peers}
     picture(rows, folder / "images" / "oracle-report.png")
     page = folder / "oracle-report.md"
     page.write_text(text(rows, refused, seen, peers), encoding="utf-8")
     return page
 
 
-def telling(units: Mapping[str, float]) -> Case:
-    """The smallest core case of a scalar value on which lalref refuses: a mean hides least there."""
+def telling(units: Mapping[str, float]) -> Case | None:
+    """The smallest core case of a scalar value on which lalref refuses: a mean hides least there. None if none."""
     fit = [BY_NAME[name] for name, u in units.items() if WEAKEST <= u < math.inf]
     fit = [c for c in fit if c.all_options["reduction"] != "none" and abs(c.logits).max() < 100]
-    return min(fit or [BY_NAME["plain"]], key=lambda case: case.logits.size)
+    return min(fit, key=lambda case: case.logits.size, default=None)
 
 
 def best(row: Mapping[str, float]) -> float:
@@ -110,7 +111,9 @@ def text(
         "",
         "A gradient checker compares a gradient with differences of the same program's loss. A wrong loss with",
         "the gradient that belongs to it passes. Each checker is run at its defaults, in float64, on the smallest",
-        "core case on which lalref refuses the mistake.",
+        "core case on which lalref refuses the mistake by finite numbers; its upstream gradient is the program's own",
+        "business. Mistakes that show in no such case with a single number (only in a map, or by overflow) are not put",
+        "to the checkers; those of memory (state) are put to them on the case *plain*.",
         "",
         *_table(
             ["", "lalref", *(f"{peer.name} {peer.version()}" for peer in peers)],
@@ -118,7 +121,7 @@ def text(
                 [
                     f"{stage} ({len(group)})",
                     str(sum(m.id in refused for m in group)),
-                    *(str(sum(seen[m.id][peer.name] for m in group)) for peer in peers),
+                    *(_seen_by(peer, group, seen) for peer in peers),
                 ]
                 for stage, group in _by_stage().items()
             ],
@@ -135,7 +138,7 @@ def text(
     ]
     for stage, group in _by_stage().items():
         lines += ["", f"### {stage}", ""]
-        lines += _table(heads, [_row(m, rows[m.id], seen[m.id], peers) for m in group])
+        lines += _table(heads, [_row(m, rows[m.id], seen.get(m.id), peers) for m in group])
     lines += ["", "## What they are", ""]
     for mistake in CATALOGUE:
         source = f" Seen in [{mistake.source}]({_link(mistake.source)})." if mistake.source else ""
@@ -150,14 +153,25 @@ def text(
     return "\n".join([*lines, "", f"Measured with {versions}.", ""])
 
 
+def _seen_by(peer: Peer, group: Sequence[Mistake], seen: Mapping[str, Mapping[str, bool]]) -> str:
+    """How many a checker sees of those it was asked about."""
+    asked = [seen[m.id][peer.name] for m in group if m.id in seen]
+    return f"{sum(asked)} of {len(asked)}"
+
+
 def _by_stage() -> dict[str, list[Mistake]]:
     return {stage: [m for m in CATALOGUE if m.stage == stage] for stage in dict.fromkeys(STAGE_OF.values())}
 
 
-def _row(mistake: Mistake, row: Row, seen: Mapping[str, bool], peers: Sequence[Peer]) -> list[str]:
+def _row(mistake: Mistake, row: Row, seen: Mapping[str, bool] | None, peers: Sequence[Peer]) -> list[str]:
     units = [shown(best(row[d])) if d in mistake.dtypes else "no mistake" for d in DTYPES]
     cases = sum(u > LIMIT for u in row["float64"].values())
-    return [mistake.id, *units, str(cases), *("yes" if seen[peer.name] else "no" for peer in peers)]
+    return [
+        mistake.id,
+        *units,
+        str(cases),
+        *("not asked" if seen is None else "yes" if seen[peer.name] else "no" for peer in peers),
+    ]
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -42,14 +42,13 @@ class Peer:
             return self.check(subject, case)
 
 
-def _value_and_grad(subject: Function, case: Case) -> Callable[[Any], tuple[Any, Any]]:
-    """As a function of the logits alone; the gradient for an upstream of 1."""
-    arguments = {**case.arguments, "grad_output": 1.0}
+def _value_and_grad(subject: Function, case: Case) -> Callable[..., tuple[Any, Any]]:
+    """As a function of the logits and the upstream gradient, each given to the subject itself."""
+    labels = case.labels.copy()  # for a subject may write to them
 
-    def f(x: Any) -> tuple[Any, Any]:
-        value, grad = subject(
-            np.array(x, np.float64).reshape(case.logits.shape), case.labels.copy(), **arguments
-        )
+    def f(x: Any, upstream: Any = 1.0) -> tuple[Any, Any]:
+        arguments = {**case.arguments, "grad_output": float(upstream)}
+        value, grad = subject(np.asarray(x, np.float64).reshape(case.logits.shape), labels, **arguments)
         return np.float64(value), np.asarray(grad, np.float64)
 
     return f
@@ -64,14 +63,13 @@ def _torch(fast: bool) -> Callable[[Function, Case], bool]:
         class Loss(torch.autograd.Function):  # type: ignore[misc]
             @staticmethod
             def forward(ctx: Any, x: Any) -> Any:
-                value, grad = f(x.detach().numpy())
-                ctx.save_for_backward(torch.from_numpy(grad))
-                return torch.tensor(value)
+                ctx.save_for_backward(x)
+                return torch.tensor(f(x.detach().numpy())[0])
 
             @staticmethod
             def backward(ctx: Any, upstream: Any) -> Any:
-                (grad,) = ctx.saved_tensors
-                return grad * upstream
+                (x,) = ctx.saved_tensors
+                return torch.tensor(f(x.detach().numpy(), upstream)[1])
 
         x = torch.from_numpy(case.logits.copy()).requires_grad_(True)
         return not torch.autograd.gradcheck(Loss.apply, (x,), fast_mode=fast, raise_exception=False)
@@ -85,13 +83,16 @@ def _jax(subject: Function, case: Case) -> bool:
     from jax.test_util import check_grads
 
     f = _value_and_grad(subject, case)
-    like = jax.ShapeDtypeStruct((), np.float64), jax.ShapeDtypeStruct(case.logits.shape, np.float64)
+    number, logits = jax.ShapeDtypeStruct((), np.float64), jax.ShapeDtypeStruct(case.logits.shape, np.float64)
 
     @jax.custom_vjp  # type: ignore[untyped-decorator]
     def loss(x: Any) -> Any:
-        return jax.pure_callback(f, like, x)[0]
+        return jax.pure_callback(lambda x: f(np.array(x))[0], number, x)  # what JAX gives can't be written to
 
-    loss.defvjp(lambda x: jax.pure_callback(f, like, x), lambda grad, upstream: (grad * upstream,))
+    def back(x: Any, upstream: Any) -> tuple[Any]:
+        return (jax.pure_callback(lambda x, upstream: f(np.array(x), upstream)[1], logits, x, upstream),)
+
+    loss.defvjp(lambda x: (loss(x), x), back)
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
     try:
@@ -106,9 +107,9 @@ def _jax(subject: Function, case: Case) -> bool:
 def _scipy(subject: Function, case: Case) -> bool:
     from scipy.optimize import check_grad
 
-    f = _value_and_grad(subject, case)
-    error = check_grad(lambda x: f(x)[0], lambda x: f(x)[1].ravel(), case.logits.ravel())
-    size = float(np.linalg.norm(f(case.logits)[1]))
+    f, x = _value_and_grad(subject, case), case.logits.ravel().copy()
+    error = check_grad(lambda x: f(x)[0], lambda x: f(x)[1].ravel(), x)
+    size = float(np.linalg.norm(f(case.logits.copy())[1]))
     return not error <= SCIPY_FINDS * max(size, 1e-3)
 
 

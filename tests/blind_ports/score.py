@@ -225,6 +225,11 @@ def main(ports: list[str]) -> None:
             outcomes.append(outcome(trial))
             print(outcomes[-1].row, flush=True)
     print(totals(outcomes))
+    single = [each.good for each in outcomes if each.trial.kind == "single"]
+    if not all(each.good for each in outcomes if each.trial.kind in ("right", "unlisted")):
+        sys.exit("a false name")
+    if sum(single) < 0.95 * len(single):
+        sys.exit("fewer than 95 % of the single mistakes named first")
 
 
 if __name__ == "__main__":

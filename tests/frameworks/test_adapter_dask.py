@@ -56,6 +56,8 @@ def test_the_door():
     x, y = da.from_array(X, chunks=5), da.from_array(Y, chunks=5)
     with pytest.raises(TypeError, match=r"labels must be a dask array; got ndarray.*from_array"):
         dask_value_and_grad(LocallyAdaptiveLoss(), x, Y)
+    with pytest.raises(ValueError, match=r"labels must have the shape of logits without class axis"):
+        dask_value_and_grad(LocallyAdaptiveLoss(), x, da.concatenate([y, y], axis=1))
     with pytest.raises(ValueError, match="no parts to combine"):
         dask_value_and_grad(LocallyAdaptiveLoss(reduction="none"), x, y)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):

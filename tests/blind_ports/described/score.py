@@ -66,6 +66,9 @@ def main(frameworks: list[str]) -> None:
         )
     for kind, found in counts.items():
         print(f"{kind}: {sum(found)} of {len(found)} as they should be")
+    single = counts.get("single", [True])
+    if not all(counts.get("right", [])) or not all(counts.get("own", [])) or sum(single) < 0.95 * len(single):
+        sys.exit("a false name, or fewer than 95 % of the single mistakes named first")
 
 
 if __name__ == "__main__":
