@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 import lalref
+from lalref.oracle import golden
+from lalref.oracle.cases import CASES
+from lalref.oracle.units import error_unit
+from lalref.oracle.verify import in_units
 
 pytest.importorskip("numba")
 
@@ -105,6 +109,22 @@ def test_far_windows_of_any_form_agree_with_the_array_engine(shape, kernel, dtyp
     most = 2e-5 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(found, value, rtol=most)
     np.testing.assert_allclose(found_grad, grad, rtol=0, atol=most * np.abs(grad).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_worst_error_over_the_golden_cases_is_at_most_twice_the_array_engine_s(dtype):
+    worst = dict.fromkeys(ENGINES, 0.0)
+    for case in (case for case in CASES if case.labels.ndim <= 4):
+        right = golden.load()[case.name]
+        unit = error_unit(case, dtype, right.value[0], right.grad[0])
+        for engine in ENGINES:
+            x = case.given_logits.astype(dtype)
+            value, grad = lalref.lal_value_and_grad(x, case.labels, engine=engine, **case.arguments)
+            off = in_units(value.astype(float), right.value, unit.value).max(initial=0)
+            off_grad = in_units(grad.astype(float), right.grad, unit.grad).max(initial=0)
+            worst[engine] = max(worst[engine], off, off_grad)
+    assert 0 < worst["numba"] <= 2 * worst["array"]
+    assert worst["numba"] < 1
 
 
 def test_a_large_upstream_gradient_overflows_nowhere_on_the_way():
