@@ -13,7 +13,7 @@ from lalref import oracle
 PAGES = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "reference").glob("*.md"))]
 NAMED = re.findall(r"^\.\. auto(?:class|function|exception):: ([\w.]+)", "\n".join(PAGES), flags=re.MULTILINE)
 ROOMS = {  # whose public functions and classes all belong into the reference
-    "lalref/scenes.py": {"Tile", "tiles"},  # but for these, which adapters share
+    "lalref/scenes.py": {"Tile", "check_maps", "tiles"},  # but for these, which adapters share
     "lalref/truth.py": set(),
     "lalref/adapters/torch.py": set(),
     "lalref/adapters/torch_distributed.py": set(),
