@@ -123,14 +123,14 @@ def measure(
 
 
 def _rounds(calls: dict[str, Call], seconds: float, tell: Callable[[str], None]) -> dict[str, list[float]]:
-    """Time all calls in turn until the time is over; a slow one sits out rounds that it can't afford.
+    """Time all calls in turn until each has had its share of the time, and three rounds; then it sits out.
 
     An untimed call of its own goes before each timed one, so that nobody pays for the cold cache and the spinning
     threads that the contestant before it left behind; who takes as long as `_SLOW` doesn't feel them.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    begin, share, turn = time.perf_counter(), seconds / len(calls), 0
-    while turn < 3 or (time.perf_counter() - begin < seconds and turn < 101):
+    share, turn = seconds / len(calls), 0
+    while turn < 3 or (turn < 101 and any(sum(taken) <= share for taken in times.values())):
         turn += 1
         for name, call in calls.items():
             if times[name] and sum(times[name]) > share and len(times[name]) >= 3:
