@@ -82,13 +82,8 @@ def typical_margins(x: Array, image: Image, y: Labels, valid: Array, working: An
     margins[n[good], kind[good], i[good]] = (own - strongest)[good]
     known = np.isfinite(margins).sum(2)
     margins = np.sort(margins, axis=2)  # NaN comes last
-    low, high = ((np.maximum(known, 1) - 1) // 2, known // 2)
-    median = (
-        sum(
-            np.take_along_axis(margins, k[..., None], 2)[..., 0] for k in (low, np.minimum(high, _PIXELS - 1))
-        )
-        / 2
-    )
+    middle = np.stack([np.maximum(known - 1, 0) // 2, known // 2], axis=2)
+    median = np.take_along_axis(margins, middle, axis=2).mean(axis=2)
     median = np.clip(np.where(known > 0, median, 0.0), -_MOST, _MOST)
     typical[:, :C] = np.round(median * _GRID) / _GRID
     return typical
