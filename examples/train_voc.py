@@ -16,6 +16,10 @@ paper's Table 2 reports, for its own network on VOC 2012 val, mIoU 74.6 with sof
 `--model FILE.py:FUNCTION` takes another network: FUNCTION(classes, channels) returns a Module from (N, 3, H, W) to
 logits (N, classes, h, w), which are enlarged to the labels' size where they are smaller.
 
+Before the first step both lists are read and every file that they name, so that a missing or damaged one is told at
+once and not after hours; `--on-bad-file skip` goes on without it. A file that breaks while training runs is met in the
+same way.
+
 It may be killed at any time. The same command goes on from the last checkpoint in --out and ends with the same
 numbers as a run that was never interrupted: which image, crop and flip come next depends on the seed and the count
 of images read so far, and on nothing else, and torch's random numbers (dropout) go on where they were. On a GPU
@@ -39,7 +43,7 @@ import click
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import Progress
 from torch.nn import functional as F
 from voc import CLASSES, VOID, BadFile, confusion, crop_and_flip, mean_iou, read_names, read_pair
 
@@ -92,6 +96,17 @@ class BadFiles:
             return None
 
 
+def check_files(root: Path, split: str, names: list[str], bad: BadFiles) -> None:
+    """Read all files of a split once: bad ones are met before training, not hours into it or after it."""
+    with Progress(console=console) as progress:  # rich's track would be left open by an error
+        readable = [
+            bad.read(root, name) is not None
+            for name in progress.track(names, description=f"checking {split}")
+        ]
+    if not any(readable):
+        raise BadFile(f"no image of the {len(names)} in {split}.txt can be read; the last: {bad.noted[-1]}")
+
+
 # --- One training sample after another ----------------------------------------------------------------------------
 
 
@@ -141,12 +156,12 @@ def logits_of(net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def evaluate(net: torch.nn.Module, root: Path, split: str, bad: BadFiles) -> tuple[float, int]:
-    """Return the mIoU over all images of a split, each at its full size, and how many there were."""
+def evaluate(net: torch.nn.Module, root: Path, names: list[str], bad: BadFiles) -> tuple[float, int]:
+    """Return the mIoU over all images of a list, each at its full size, and how many there were."""
     counts, images = np.zeros((CLASSES, CLASSES), np.int64), 0
     net.eval()
-    with torch.no_grad():
-        for name in track(read_names(root, split), f"evaluating {split}", console=console):
+    with torch.no_grad(), Progress(console=console) as progress:
+        for name in progress.track(names, description="evaluating"):
             pair = bad.read(root, name)
             if pair is not None:
                 predicted = logits_of(net, as_tensor(pair[0][None])).argmax(1)[0].cpu().numpy()
@@ -222,11 +237,16 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def train(
-    root: Path, out: Path, options: Options, device: str, every: int, bad: BadFiles
-) -> tuple[dict, torch.nn.Module]:
-    """Train from the last checkpoint to the end; whatever stops it, the finished steps are kept."""
-    checkpoint = out / "checkpoint.pt"
-    state = continued(checkpoint, options)
+    root: Path,
+    names: list[str],
+    checkpoint: Path,
+    state: dict,
+    options: Options,
+    device: str,
+    every: int,
+    bad: BadFiles,
+) -> torch.nn.Module:
+    """Train from the checkpoint's state to the end; whatever stops it, the finished steps are kept."""
     torch.manual_seed(options.seed)
     net = load_model(options.model).to(device)
     optimiser = torch.optim.SGD(net.parameters(), lr=options.rate, momentum=0.9, weight_decay=5e-4)
@@ -235,7 +255,6 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         restore_random(state["random"])
         console.print(f"going on after step {state['step']} of {options.steps}")
-    bad.noted[:] = state["skipped"]
     if options.loss == "cross-entropy":
         criterion: torch.nn.Module = torch.nn.CrossEntropyLoss(ignore_index=VOID)
     else:
@@ -246,7 +265,6 @@ def train(
         now["random"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
         save(checkpoint, {**state, **now, "options": dataclasses.asdict(options)})
 
-    names = read_names(root, "train")
     with interruptible() as interrupted, Progress(console=console) as progress:
         task = progress.add_task("training", total=options.steps, completed=state["step"])
         while state["step"] < options.steps:
@@ -269,7 +287,7 @@ def train(
                 keep()
             if interrupted:
                 raise KeyboardInterrupt
-    return state, net
+    return net
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -290,10 +308,15 @@ def train(
 def main(root: Path, out: Path, device: str, checkpoint_every: int, on_bad_file: str, **options: Any) -> None:
     """Train on the VOC 2012 folder ROOT and write mIoU on its val list to OUT/result.json."""
     out.mkdir(parents=True, exist_ok=True)
-    bad = BadFiles(on_bad_file == "stop", [])
+    asked, checkpoint = Options(**options), out / "checkpoint.pt"
     try:
-        state, net = train(root, out, Options(**options), device, checkpoint_every, bad)
-        miou, images = evaluate(net, root, "val", bad)
+        state = continued(checkpoint, asked)
+        bad = BadFiles(on_bad_file == "stop", state["skipped"])
+        lists = {split: read_names(root, split) for split in ("train", "val")}
+        for split, names in lists.items():
+            check_files(root, split, names, bad)
+        net = train(root, lists["train"], checkpoint, state, asked, device, checkpoint_every, bad)
+        miou, images = evaluate(net, root, lists["val"], bad)
     except BadFile as error:
         raise click.ClickException(
             f"{error}\nNothing is lost: mend the file and give the same command, or add --on-bad-file skip"

@@ -1,9 +1,11 @@
 """examples/train_voc.py, end to end on a small folder in the layout of Pascal VOC 2012."""
 
+import contextlib
 import functools
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -184,6 +186,38 @@ WAYS = [
 ]
 
 
+@pytest.mark.parametrize("spoilt", ["train list", "val list", "val list of another kind", "val mask", *WAYS])
+def test_what_is_missing_or_damaged_is_named_before_the_first_step(
+    train_voc, command, voc, monkeypatch, tmp_path, spoilt
+):
+    if spoilt.endswith("list"):
+        name = f"{spoilt.split()[0]}.txt"
+        (voc / "ImageSets" / "Segmentation" / name).unlink()
+    elif spoilt == "val list of another kind":
+        name = "val.txt"
+        (voc / "ImageSets" / "Segmentation" / name).write_bytes(b"\x89PNG\xff")
+    elif spoilt == "val mask":
+        name = "w.png"
+        (voc / "SegmentationClass" / name).write_bytes(b"\x89PNG")
+    else:
+        name = spoil(voc, spoilt)
+    monkeypatch.setattr(train_voc, "next_batch", lambda *_: pytest.fail("training has begun"))
+    code, said, result = command()
+    assert code == 1
+    assert name in said
+    assert result is None
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_no_image_that_can_be_read_is_an_error_even_where_bad_ones_are_skipped(command, voc):
+    for name in "vw":
+        (voc / "JPEGImages" / f"{name}.jpg").unlink()
+    code, said, result = command("--on-bad-file", "skip")
+    assert code == 1
+    assert "no image of the 2 in val.txt can be read" in said
+    assert result is None
+
+
 @pytest.mark.parametrize("how", WAYS)
 def test_a_bad_file_is_named_and_skipped_when_asked(command, voc, how):
     name = spoil(voc, how)
@@ -195,20 +229,44 @@ def test_a_bad_file_is_named_and_skipped_when_asked(command, voc, how):
     assert len(result["losses"]) == 6
 
 
-def test_a_bad_file_stops_the_run_and_once_mended_nothing_is_lost(command, voc, tmp_path):
+@pytest.fixture
+def breaks_in_step_3(train_voc, voc, monkeypatch):
+    """Run in this context, all masks of the train list break when the third step asks for its images."""
+    batch = train_voc.next_batch
+
+    def next_batch(root, names, position, *rest):
+        if position == 4:
+            for name in "abcde":
+                (voc / "SegmentationClass" / f"{name}.png").write_bytes(b"\x89PNG")
+        return batch(root, names, position, *rest)
+
+    @contextlib.contextmanager
+    def context():
+        with monkeypatch.context() as patch:
+            patch.setattr(train_voc, "next_batch", next_batch)
+            yield
+
+    return context
+
+
+def test_a_file_that_breaks_while_training_stops_the_run_and_once_mended_nothing_is_lost(
+    command, voc, tmp_path, breaks_in_step_3
+):
     uninterrupted = command(out="whole")[2]
     shutil.copytree(voc, tmp_path / "whole files")
-    name = spoil(voc, "mask damaged")
-    code, said, result = command()
+    with breaks_in_step_3():
+        code, said, result = command()
     assert code == 1
-    assert name in said
+    assert re.search(r"[abcde]\.png", said)
     assert "--on-bad-file skip" in said
     assert result is None
-    shutil.copy(tmp_path / "whole files" / "SegmentationClass" / name, voc / "SegmentationClass" / name)
-    code, _, result = command()
+    shutil.copytree(tmp_path / "whole files", voc, dirs_exist_ok=True)
+    code, said, result = command()
     assert code == 0
+    assert "going on after step 2 of 6" in said
     assert result["losses"] == uninterrupted["losses"]
     assert result["miou"] == uninterrupted["miou"]
+    assert result["skipped"] == []
 
 
 def test_a_missing_list_an_unreadable_checkpoint_and_other_options_are_refused(command, voc, tmp_path):
