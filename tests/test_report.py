@@ -25,9 +25,9 @@ FOUND = SimpleNamespace(
     summary="Your backward reads the centre pixel only.",
     findings=[
         SimpleNamespace(
-            mistake="centre-only", sentence="Only the centre gets gradient", agreement_units=0.75
+            mistake="centre-only", sentence="Only the centre gets gradient", agreement_units=0.75, share=1.0
         ),
-        SimpleNamespace(mistake="not-quite", sentence="Nobody knows", agreement_units=math.inf),
+        SimpleNamespace(mistake="not-quite", sentence="Nobody knows", agreement_units=math.inf, share=0.6),
     ],
 )
 PROTOCOL = [
@@ -111,8 +111,13 @@ def test_what_was_diagnosed_shrunk_and_tried_is_told_to_people_and_to_machines(w
     assert text.index("centre pixel only") < text.index("Cases that differ") < text.index("import numpy")
     found = json.loads(json.dumps(full.to_dict(), allow_nan=False))
     assert found["diagnosis"] == [
-        {"mistake": "centre-only", "sentence": "Only the centre gets gradient", "agreement_units": 0.75},
-        {"mistake": "not-quite", "sentence": "Nobody knows", "agreement_units": None},
+        {
+            "mistake": "centre-only",
+            "sentence": "Only the centre gets gradient",
+            "agreement_units": 0.75,
+            "share": 1.0,
+        },
+        {"mistake": "not-quite", "sentence": "Nobody knows", "agreement_units": None, "share": 0.6},
     ]
     assert found["summary"] == FOUND.summary
     assert found["protocol"][1] == {"name": "reversed view", "outcome": "differs", "note": "value 3.5 off"}
@@ -121,7 +126,7 @@ def test_what_was_diagnosed_shrunk_and_tried_is_told_to_people_and_to_machines(w
 
 
 def test_what_was_not_looked_for_is_not_told(wrong):
-    bare = dataclasses.replace(wrong, diagnosis=None, shrunk=None, protocol=())
+    bare = dataclasses.replace(wrong, diagnosis=None, shrunk=None, protocol=(), unchecked="")
     text = at(80, bare)
     assert "What the mistake is" not in text
     assert "Ways to call it" not in text

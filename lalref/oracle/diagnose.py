@@ -16,16 +16,14 @@ import numpy as np
 from lalref.oracle.call import Answer
 from lalref.oracle.case import Case
 from lalref.oracle.constants import fitted
-from lalref.oracle.judge import RAISED
 from lalref.oracle.mistakes import BY_ID
 from lalref.oracle.pairs import in_the_gradient, joint, mixed
 from lalref.oracle.partly import parts, ranked
-from lalref.oracle.protocol import IN_MEMORY, Row
 from lalref.oracle.sightings import sighted, written_to
 from lalref.oracle.suspects import AGREES, Observed, Suspect, all_suspects, scope_of, telling_first
 from lalref.oracle.whereabouts import consistency, whereabouts
 
-__all__ = ["Diagnosis", "Finding", "Observed", "diagnose"]
+__all__ = ["Diagnosis", "Finding", "Observed", "diagnose", "finding"]
 
 WIDE = ("float32", "float64")
 FEW = 2  # cases that a mistake may leave to go before a pair that leaves none
@@ -45,12 +43,17 @@ class Finding:
     sentence : str
         What to tell who made it.
     agreement_units : float
-        The largest difference of an answer that it explains from what this mistake gives, in error units.
+        The largest difference of an answer that it explains from what this mistake gives, in error units; NaN
+        where it was seen in what the subject did and explains no number.
+    share : float
+        Of the cases that are wrong, or that this mistake would make wrong, those whose numbers it explains: 1
+        unless the sentence says how many.
     """
 
     mistake: str
     sentence: str
     agreement_units: float
+    share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +86,7 @@ def diagnose(
     core = [each for each in seen if each.case.core]
     # 16-bit answers are rounded too coarsely to tell mistakes apart; alone they are all there is
     core = [each for each in core if each.dtype in WIDE] or core
-    found = [_finding(*each) for each in written_to(core)]
+    found = [finding(*each) for each in written_to(core)]
     wrong = telling_first(core)
     if wrong:
         found += _named(core, wrong, seen, ask, thorough)
@@ -98,15 +101,6 @@ def diagnose(
     return Diagnosis([], " ".join(part for part in (unknown, *parts) if part))
 
 
-def of_layouts(rows: Sequence[Row]) -> Diagnosis | None:
-    """Right on fresh arrays, other numbers on views of others: memory is read and not the array."""
-    failed = [row for row in rows if row.outcome == "differs" and row.decides(strict=False)]
-    if not failed or any(not row.name.startswith(IN_MEMORY) or row.note.startswith(RAISED) for row in failed):
-        return None
-    found = [_finding("assumes-contiguous-memory", 0.0)]
-    return Diagnosis(found, _told(found))
-
-
 def _told(found: list[Finding]) -> str:
     if len(found) == 1:
         return found[0].sentence
@@ -118,8 +112,9 @@ def _told(found: list[Finding]) -> str:
     )
 
 
-def _finding(mistake: str, units: float, sentence: str = "") -> Finding:
-    return Finding(mistake, sentence or BY_ID[mistake].sentence, round(units, 3))
+def finding(mistake: str, units: float, sentence: str = "", share: float = 1.0) -> Finding:
+    """A finding, with the catalogue's own sentence where there is no better one."""
+    return Finding(mistake, sentence or BY_ID[mistake].sentence, round(units, 3), round(share, 3))
 
 
 def _named(
@@ -133,7 +128,7 @@ def _named(
     found = (
         _held(all_suspects(wrong), core, wrong, ask)
         or _narrow(core)
-        or [_finding(name, off) for name, off in dict(sighted(core, seen)).items()]
+        or [finding(name, off) for name, off in dict(sighted(core, seen)).items()]
         or _fitted(core, wrong)
     )
     if found:
@@ -149,7 +144,9 @@ def _named(
         order = _whole(core, order) if values_wrong else order
     # a mistake that leaves a case or two is likelier than two, which are told next
     nearly = [part for part in parts(core, order, "both") if len(part.left) <= FEW]
-    return [_finding(part.suspect.ids[0], part.units, part.sentence()) for part in nearly[:1]] + pairs
+    return [
+        finding(part.suspect.ids[0], part.units, part.sentence(), part.share) for part in nearly[:1]
+    ] + pairs
 
 
 def _survives(suspect: Suspect, wrong: list[Observed]) -> bool:
@@ -180,14 +177,14 @@ def _held(
                 continue
             name, units = scope
             where = f" This is so {name} only." if name else ""
-            finding = _finding("+".join(suspect.ids), units, suspect.sentence + where)
+            one = finding("+".join(suspect.ids), units, suspect.sentence + where)
             effort = (bool(name), suspect.forward is not suspect.backward)
             key = frozenset(suspect.ids)
             if key not in found or effort < found[key][0]:
-                found[key] = (effort, finding)
+                found[key] = (effort, one)
     least = min((effort for effort, _ in found.values()), default=None)
-    simplest = [finding for effort, finding in found.values() if effort == least]
-    return sorted(simplest, key=lambda finding: finding.agreement_units)
+    simplest = [one for effort, one in found.values() if effort == least]
+    return sorted(simplest, key=lambda one: one.agreement_units)
 
 
 def _overflows_alike(
@@ -225,7 +222,7 @@ def _narrow(core: Sequence[Observed]) -> list[Finding]:
     if any(each.wrong for each in narrow):
         return []
     off = max(max(e.value_apart(e.right.value[0]), e.grad_apart(e.right.grad[0])) for e in narrow)
-    return [_finding("single-precision-inside", off)]
+    return [finding("single-precision-inside", off)]
 
 
 def _fitted(core: Sequence[Observed], wrong: list[Observed]) -> list[Finding]:
@@ -258,7 +255,9 @@ def _partly(
         found = sorted(found, key=lambda part: -part.share) or losses
     best = [part for part in found if part.share == found[0].share]
     named = {
-        frozenset(part.suspect.ids): _finding("+".join(part.suspect.ids), part.units, part.sentence())
+        frozenset(part.suspect.ids): finding(
+            "+".join(part.suspect.ids), part.units, part.sentence(), part.share
+        )
         for part in best
     }
     return list(named.values())

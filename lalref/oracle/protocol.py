@@ -87,7 +87,7 @@ def check(
     rows += _again(subject, (case, right), asked.get(OTHER, (case, right)), dtype)
     if subject.takes_upstream:
         for g in UPSTREAM:
-            row = _of(f"upstream gradient {g:g}", [judge(subject, *upstreamed(case, right, g, dtype))[0]])
+            row = _of(upstream_name(g), [judge(subject, *upstreamed(case, right, g, dtype))[0]])
             rows.append(row)
     else:
         rows.append(Row("upstream gradients", "unsupported", "it takes no grad_output"))
@@ -136,6 +136,11 @@ def _again(subject: Subject, base: tuple[Case, Golden], other: tuple[Case, Golde
 
 def _bits(answer: Answer) -> tuple[bytes, bytes]:
     return answer.value.tobytes(), answer.grad.tobytes()
+
+
+def upstream_name(g: float) -> str:
+    """What the check under that upstream gradient is called."""
+    return f"upstream gradient {g:g}"
 
 
 def upstreamed(case: Case, right: Golden, g: float, dtype: str) -> tuple[Case, str, str, Golden]:

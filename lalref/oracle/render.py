@@ -6,6 +6,7 @@ Nothing is decided or measured here; what is told is in the `Report`. Every line
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -119,7 +120,10 @@ def _diagnosis(told: Report) -> list[RenderableType]:
     for found in told.diagnosis.findings:
         known = "" if found.sentence.rstrip(".") in summary else f"{found.sentence.rstrip('.')}. "
         agreement = f"Its numbers and yours agree to {number(found.agreement_units)} units."
-        parts.append(Text(f"  {found.mistake}: {known}{agreement}"))
+        if math.isnan(found.agreement_units):  # seen in what it did
+            agreement = ""
+        if known or agreement:
+            parts.append(Text(f"  {found.mistake}: {known}{agreement}"))
     return parts
 
 
@@ -152,6 +156,8 @@ def _protocol(told: Report) -> list[str]:
         if row.outcome not in ("ok", "holds"):
             idle = "" if row.decides(told.strict) else " (it decides under --strict only)"
             lines.append(f"{row.name}: {row.outcome}" + (f", {row.note}" if row.note else "") + idle + ".")
+    if told.unchecked:
+        lines.append(f"Ways to call it were not tried: {told.unchecked}.")
     return lines
 
 

@@ -102,11 +102,13 @@ class Report:
         The worst of the deciding answers.
     diagnosis : Diagnosis or None
         Which known mistakes have these numbers: `findings`, each with `mistake`, `sentence` and
-        `agreement_units`, and a `summary`.
+        `agreement_units`, `share`, and a `summary`.
     shrunk : Shrunk or None
         The smallest input that still fails, as `code` to paste.
     protocol : sequence of Row, (name, outcome, note)
         Checks of how it behaves: called twice, on views, on large inputs. Outcome as in `Result`.
+    unchecked : str
+        Why these checks were not made; empty where they were.
     """
 
     verdict: str
@@ -125,6 +127,7 @@ class Report:
     diagnosis: Any = None
     shrunk: Shrunk | None = None
     protocol: Sequence[Row] = ()
+    unchecked: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -172,7 +175,7 @@ class Report:
                 feature: {"outcome": outcome, "cases": [row(r) for r in self.results if r.feature == feature]}
                 for feature, outcome in self.extended().items()
             },
-            "skipped": dict(self.skipped),
+            "skipped": {**self.skipped, **({"protocol": [self.unchecked]} if self.unchecked else {})},
             "protocol": [row._asdict() for row in self.protocol],
             "shrunk": self.shrunk.code if self.shrunk else None,
             "versions": self.versions(),
@@ -186,6 +189,7 @@ class Report:
                 "mistake": found.mistake,
                 "sentence": found.sentence,
                 "agreement_units": found.agreement_units if math.isfinite(found.agreement_units) else None,
+                "share": found.share,
             }
             for found in (self.diagnosis.findings if self.diagnosis else ())
         ]

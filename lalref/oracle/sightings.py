@@ -21,11 +21,12 @@ SEVERAL = 2  # answers that hold an earlier gradient: one may be an accident
 
 
 def written_to(seen: Sequence[Observed]) -> Iterator[Seen]:
-    """Inputs that came back changed."""
-    changed = {name for each in seen for name in each.answer.changed}
+    """Inputs that came back changed; units are those of answers that are right besides, NaN where none is."""
     for name in ("logits", "labels"):
-        if name in changed:
-            yield f"overwrites-the-{name}", 0.0
+        by = [each for each in seen if name in each.answer.changed]
+        if by:
+            right = (max(each.value_off, each.grad_off) for each in by if not each.wrong)
+            yield f"overwrites-the-{name}", max(right, default=math.nan)
 
 
 def sighted(core: Sequence[Observed], seen: Sequence[Observed]) -> Iterator[Seen]:
@@ -49,12 +50,14 @@ def _ignored(each: Observed) -> FloatArray:
 
 def _without_a_window(wrong: Sequence[Observed]) -> Iterator[Seen]:
     """Value NaN, and gradient NaN or 0, where nothing is valid and 0 is asked for."""
+    off = 0.0
     for each in wrong:
         right = each.right
         nothing = right.value.shape == (2,) and not right.value.any() and not right.grad.any()
         if not (nothing and _ignored(each).all() and np.isnan(each.answer.value).all()):
             return
-    yield "nan-for-no-window", 0.0
+        off = max(off, each.value_apart(math.nan))
+    yield "nan-for-no-window", off
 
 
 def _in_ignored_pixels(wrong: Sequence[Observed]) -> Iterator[Seen]:

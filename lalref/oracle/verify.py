@@ -138,8 +138,11 @@ def verify(
             worst = picture
     verdict, reason = _decide(results, {case.name: case for case in taken.values()}, strict)
     rows: list[protocol.Row] = []
-    if verdict != "wrong" and dtypes[0] in DECIDING_DTYPES:
-        asked = {name: (case, answers[case.name]) for name, case in taken.items()}
+    asked = {name: (case, answers[case.name]) for name, case in taken.items()}
+    unchecked = "" if dtypes[0] in DECIDING_DTYPES else f"they are asked in {' or '.join(DECIDING_DTYPES)}"
+    if verdict == "wrong":
+        unchecked = "cases are wrong already"
+    if not unchecked:
         rows = protocol.check(subject, dtypes[0], asked, results, quick=quick)
         if failed := [row.name for row in rows if row.outcome == "differs" and row.decides(strict)]:
             verdict, reason = "wrong", f"{reason}, but these checks differ: {', '.join(failed)}"
@@ -155,16 +158,21 @@ def verify(
         )
     diagnosis = None
     if verdict == "wrong":
-        from lalref.oracle.diagnose import Observed, diagnose, of_layouts  # needed by the wrong alone
+        from lalref.oracle import behaviour  # needed by the wrong alone
+        from lalref.oracle.diagnose import Observed, diagnose
 
         told = [Observed(case, each, answer, answers[case.name]) for case, each, answer in kept]
-        core = any(r.outcome == "differs" and not r.feature for r in results)
-        diagnosis = diagnose(told, subject) if core and told else of_layouts(rows)
+        if any(row.outcome == "differs" and row.decides(strict) for row in rows):
+            diagnosis = behaviour.explained(rows, subject, dtypes[0], asked, told, strict)
+        elif told and any(r.outcome == "differs" and not r.feature for r in results):
+            diagnosis = diagnose(told, subject)
     shrunk = None
     failing = [r for r in results if r.decides(strict) and r.outcome != "holds"]
     by_name = {case.name: case for case in taken.values()}
     if shrink and failing and (first := smallest.start(failing, by_name)):
         shrunk = smallest.shrink(subject, *first)
+    elif shrink and verdict == "wrong" and rows:
+        shrunk = behaviour.smallest(rows, subject, dtypes[0], asked, seconds=smallest.SECONDS)
     return Report(
         verdict=verdict,
         reason=reason,
@@ -180,6 +188,7 @@ def verify(
         strict=strict,
         seconds=time.perf_counter() - began,
         protocol=rows,
+        unchecked=unchecked,
         shrunk=shrunk,
         diagnosis=diagnosis,
     )
