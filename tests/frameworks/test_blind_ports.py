@@ -31,3 +31,12 @@ def test_a_false_name_does_not_score() -> None:
     assert not good(("euclidean",), "euclidean-distance", "wrong-sign")
     assert not good(("tanh",), "euclidean-distance")
     assert not good(("euclidean", "no root"), "no-root")
+
+
+def test_a_false_name_behind_the_first_is_one_too() -> None:
+    def false(made: tuple[str, ...], *others: str) -> list[str]:
+        return score.Outcome(score.Trial("numpy", made), "wrong", ("no-root",), 0.0, 0.0, others).false
+
+    assert false(("no root",)) == []
+    assert false(("no root",), "wrong-sign") == ["wrong-sign"]
+    assert false(("tanh",)) == ["no-root"]

@@ -21,6 +21,7 @@ class Mistake(NamedTuple):
 
     ids: tuple[str, ...] | None
     own: str = ""
+    also: tuple[str, ...] = ()
 
 
 RIGHT = {
@@ -145,4 +146,29 @@ OWN = {
     ),
 }
 
-EXPECTED = RIGHT | SINGLE | PAIRS | OWN
+# Written later, by another hand, with the list of the catalogue's sentences at hand to be sure that they are not in it.
+UNLISTED = {
+    ("torch", "torch_own.py", "scaled_as_attention"): Mistake(
+        None, "Merged scores are divided by the root of the number of classes."
+    ),
+    ("torch", "torch_own.py", "with_margin"): Mistake(
+        None, "0.35 is taken from the label's merged score before softmax."
+    ),
+    ("jax", "jax_own.py", "rows_of_a_film"): Mistake(
+        None, "Rows count as two pixels apart, columns as one, in the chessboard distance."
+    ),
+    ("jax", "jax_own.py", "weighted_by_their_own_powers"): Mistake(
+        None, "The mean of the losses, each weighted by its power p - 1, in place of the power mean."
+    ),
+    ("numpy", "numpy_own.py", "poly_loss"): Mistake(
+        None, "Half of what the target lacks in probability is added to the cross-entropy."
+    ),
+    ("cpp", "cpp_ports.cpp", "chamfer_distance"): Mistake(
+        None, "The distance is the larger one and half of the smaller one."
+    ),
+    ("cpp", "cpp_ports.cpp", "classes_as_grades"): Mistake(
+        None, "A group takes in the classes before and after its own."
+    ),
+}
+
+EXPECTED = RIGHT | SINGLE | PAIRS | OWN | UNLISTED
