@@ -1,11 +1,19 @@
 """The kill matrix as a page: what it says is what was measured."""
 
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from lalref.cli import main
 from lalref.oracle import oracle_report, peers
 from lalref.oracle.cases import BY_NAME
-from lalref.oracle.mistakes import BY_ID, CATALOGUE, Textbook
+from lalref.oracle.matrix import CORE
+from lalref.oracle.mistakes import BY_ID, CATALOGUE, EQUIVALENT, Textbook
 
 FEW = tuple(
     BY_ID[name] for name in ("no-root", "centre-only", "single-precision-inside", "gradient-accumulates")
@@ -19,7 +27,8 @@ def page(tmp_path, monkeypatch):
     monkeypatch.setattr(oracle_report, "PEERS", (SCIPY,))
     written = oracle_report.write(tmp_path)
     assert (tmp_path / "images" / "oracle-report.png").stat().st_size > 1000
-    return written.read_text(encoding="utf-8")
+    assert written.missed == []
+    return written.page.read_text(encoding="utf-8")
 
 
 def test_the_page_counts_what_was_measured(page):
@@ -33,6 +42,55 @@ def test_the_page_counts_what_was_measured(page):
     assert cells["| single-precision-inside"][0] == "no mistake"
     for mistake in FEW:
         assert mistake.sentence in page
+
+
+def test_the_same_numbers_are_there_for_machines(page, tmp_path):
+    found = json.loads((tmp_path / "oracle-report.json").read_text(encoding="utf-8"))
+    assert list(found["mistakes"]) == [m.id for m in FEW]
+    assert found["mistakes"]["single-precision-inside"]["best"].keys() == {"float64"}
+    assert found["mistakes"]["no-root"]["seen_by"] == {SCIPY.name: False}
+    assert found["mistakes"]["gradient-accumulates"]["refused"]
+
+
+def test_a_mistake_that_is_let_pass_fails_the_command(tmp_path, monkeypatch):
+    few = (BY_ID["centre-only"],)
+    monkeypatch.setattr(oracle_report, "CATALOGUE", few)
+    monkeypatch.setattr(oracle_report, "PEERS", ())
+    monkeypatch.setattr(oracle_report, "WEAKEST", 1e300)
+    result = CliRunner().invoke(main, ["oracle", "report", "--folder", str(tmp_path)])
+    assert result.exit_code == 1
+    assert re.search("lets pass:\ncentre-only: .* units in float32, at least 1e.300", result.output)
+    monkeypatch.setattr(oracle_report, "LIMIT", np.inf)
+    monkeypatch.setattr(oracle_report, "verify", lambda *_, **__: SimpleNamespace(verdict="right"))
+    assert "centre-only: not refused" in oracle_report.write(tmp_path).missed
+
+
+# ---- the page as it is published
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_published_page_is_of_this_catalogue_and_of_these_cases():
+    published = (DOCS / "oracle-report.md").read_text(encoding="utf-8")
+    found = json.loads((DOCS / "oracle-report.json").read_text(encoding="utf-8"))
+    assert f"The catalogue has **{len(CATALOGUE)}** single mistakes" in published
+    assert f"refused by the {len(CORE)} core cases" in published
+    assert found["core_cases"] == [case.name for case in CORE]
+    own = [(m.id, m.stage, 1 + len(m.variants)) for m in CATALOGUE]
+    assert [(name, m["stage"], m["forms"]) for name, m in found["mistakes"].items()] == own
+    told = published[published.index("## What they are") :]
+    for mistake in CATALOGUE:
+        assert f"- **{mistake.id}** (`{mistake.formula}`): {mistake.sentence} {mistake.why}" in told
+        assert (mistake.source or "") in told
+    assert re.findall(r"^- \*\*([\w-]+)\*\*: ", told, flags=re.MULTILINE) == [e.id for e in EQUIVALENT]
+
+
+def test_the_published_page_lets_nothing_pass():
+    found = json.loads((DOCS / "oracle-report.json").read_text(encoding="utf-8"))
+    assert all(m["refused"] for m in found["mistakes"].values())
+    for name, m in found["mistakes"].items():
+        assert all(best is None or best >= oracle_report.WEAKEST for best in m["best"].values()), name
+        assert tuple(m["best"]) == (() if m["stage"] == "state" else BY_ID[name].dtypes)
 
 
 def test_peers_are_given_the_smallest_case_that_shows_a_mistake():

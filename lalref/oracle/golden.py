@@ -21,6 +21,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -61,12 +62,33 @@ class Golden:
 
 def make(case: Case) -> Golden:
     """Work out the right answer to `case` by truth (needs python-flint)."""
+    return proven(case)[0]
+
+
+def proven(case: Case) -> tuple[Golden, float]:
+    """The right answer to `case`, and how many bits of each of its numbers are proven at least.
+
+    Of a ball that holds 0, a true zero or terms that cancel, they are counted from the largest entry beside it.
+    """
     from lalref import truth
 
     found = truth.value_and_grad(case.logits, case.labels, **case.arguments)
+    balls = [np.ravel(np.asarray(each, dtype=object)) for each in (found.value, found.grad)]
     value, _ = truth.doubles(found.value)
     grad, _ = truth.doubles(found.grad)
-    return Golden(value, grad, bool(found.tied))
+    return Golden(value, grad, bool(found.tied)), min(map(_bits, balls))
+
+
+def _bits(balls: npt.NDArray[Any]) -> float:
+    """-log2 of the largest radius, each relative to its number."""
+    finite = [ball for ball in balls if ball.is_finite() and not ball.is_exact()]
+    largest = max((ball.abs_upper() for ball in balls if ball.is_finite()), default=None)
+    bits = math.inf
+    for ball in finite:
+        size = largest if ball.contains(0) else ball.abs_lower()
+        if size is not None and size > 0:  # where all that is there holds 0 there is nothing to compare with
+            bits = min(bits, float((size / ball.rad()).log()) / math.log(2))
+    return bits
 
 
 def make_stages(case: Case) -> dict[str, npt.NDArray[Any]]:
@@ -189,9 +211,16 @@ def digest(case: Case) -> str:
     return found.hexdigest()
 
 
-def check(
-    sample: int | None = None, progress: Callable[[Iterable[Case]], Iterable[Case]] = iter
-) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """How many cases were made again, which differ from the stored ones, and how many bits are proven at least."""
+
+    cases: int
+    different: list[str]
+    bits: float
+
+
+def check(sample: int | None = None, progress: Callable[[Iterable[Case]], Iterable[Case]] = iter) -> Checked:
     """Make golden values again and compare them with the stored ones.
 
     Parameters
@@ -203,15 +232,17 @@ def check(
 
     Returns
     -------
-    list of str
-        Names of the cases that differ; empty when all is well.
+    Checked
+        ``different`` is empty when all is well.
     """
     stored, stages = load(), load_stages()
-    return [
-        case.name
-        for case in progress(CASES[::sample])
-        if not (_same(make(case), stored[case.name]) and _same_stages(make_stages(case), stages[case.name]))
-    ]
+    different, bits, cases = [], math.inf, CASES[::sample]
+    for case in progress(cases):
+        made, least = proven(case)
+        bits = min(bits, least)
+        if not (_same(made, stored[case.name]) and _same_stages(make_stages(case), stages[case.name])):
+            different.append(case.name)
+    return Checked(len(cases), different, bits)
 
 
 def _same(a: Golden, b: Golden) -> bool:

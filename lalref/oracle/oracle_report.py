@@ -6,7 +6,9 @@ beside, at their defaults, where they are installed. No number is written here t
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,8 +30,16 @@ DTYPES = ("float32", "float64")
 Row = Mapping[str, Mapping[str, float]]  # dtype -> case -> units
 
 
-def write(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> Path:
-    """Run everything and write ``oracle-report.md`` and ``images/oracle-report.png`` into `folder`.
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """Where the page is, and what the oracle let pass: ``missed`` is empty as long as it holds its promise."""
+
+    page: Path
+    missed: list[str]
+
+
+def write(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> Written:
+    """Run everything; write ``oracle-report.md``, the same as ``.json``, and a picture in ``images`` into `folder`.
 
     Parameters
     ----------
@@ -39,8 +49,7 @@ def write(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = ite
 
     Returns
     -------
-    path
-        Of the page.
+    Written
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     peers = [peer for peer in PEERS if peer.installed()]
@@ -58,7 +67,48 @@ def write(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = ite
     picture(rows, folder / "images" / "oracle-report.png")
     page = folder / "oracle-report.md"
     page.write_text(text(rows, refused, seen, peers), encoding="utf-8")
-    return page
+    found = numbers(rows, refused, seen, peers)
+    page.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return Written(page, missed(rows, refused))
+
+
+def missed(rows: Mapping[str, Row], refused: set[str]) -> list[str]:
+    """Mistakes that are not refused, or by fewer than `WEAKEST` units in the case that shows them best."""
+    found = [f"{m.id}: not refused" for m in CATALOGUE if m.id not in refused]
+    for m in (m for m in CATALOGUE if m.stage != "state"):
+        for dtype in (d for d in DTYPES if d in m.dtypes):
+            if not (most := best(rows[m.id][dtype])) >= WEAKEST:
+                found.append(f"{m.id}: {shown(most)} units in {dtype}, at least {WEAKEST:g} are promised")
+    return found
+
+
+def numbers(
+    rows: Mapping[str, Row], refused: set[str], seen: Mapping[str, Mapping[str, bool]], peers: Sequence[Peer]
+) -> dict[str, Any]:
+    """The page for machines; units that are not finite are None."""
+
+    def finite(units: float) -> float | None:
+        return float(f"{units:.4g}") if math.isfinite(units) else None
+
+    return {
+        "limit": LIMIT,
+        "core_cases": [case.name for case in CORE],
+        "versions": {peer.name: peer.version() for peer in peers},
+        "mistakes": {
+            m.id: {
+                "stage": m.stage,
+                "forms": 1 + len(m.variants),
+                "refused": m.id in refused,
+                "best": {
+                    dtype: finite(best(rows[m.id][dtype]))
+                    for dtype in (() if m.stage == "state" else DTYPES)
+                    if dtype in m.dtypes
+                },
+                "seen_by": seen.get(m.id),
+            }
+            for m in CATALOGUE
+        },
+    }
 
 
 def telling(units: Mapping[str, float]) -> Case | None:
@@ -90,7 +140,8 @@ def text(
         "# The kill matrix",
         "",
         "Which mistakes the oracle sees, in which cases, and which of them gradient checkers see. Written by",
-        "`lalref oracle report`, which runs everything anew.",
+        "`lalref oracle report`, which runs everything anew and fails where a mistake is let pass. The numbers are in",
+        "`oracle-report.json`, too.",
         "",
         f"- The catalogue has **{len(CATALOGUE)}** single mistakes, each a small change of one piece of a textbook",
         f"  implementation, and {len(EQUIVALENT)} changes that provably change nothing. Of the mistakes",
@@ -105,7 +156,7 @@ def text(
         "the checks of how a",
         "  subject behaves from call to call, or by what it writes to.",
         "",
-        "![Mistakes by cases: units of error on a logarithmic scale](images/oracle-report.png)",
+        "![Mistakes by cases, in float32 and float64: units of error on a logarithmic scale](images/oracle-report.png)",
         "",
         "## Beside gradient checkers",
         "",
@@ -190,24 +241,26 @@ def shown(units: float) -> str:
 
 
 def picture(rows: Mapping[str, Row], file: Path) -> None:
-    """Mistakes by cases, coloured by units in float64."""
+    """Mistakes by cases, coloured by units, once for each dtype."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
     mistakes = [m for m in CATALOGUE if m.stage != "state"]
-    units = np.array([[rows[m.id]["float64"][case.name] for case in CORE] for m in mistakes])
-    shades = np.clip(np.nan_to_num(units, posinf=1e16), 1e-1, 1e16)
-    figure, axes = plt.subplots(figsize=(13, 24), layout="constrained")
-    image = axes.imshow(
-        shades, norm=LogNorm(1e-1, 1e16), cmap="magma", aspect="auto", interpolation="nearest"
-    )
-    axes.set_xticks(range(len(CORE)), [case.name for case in CORE], rotation=90, fontsize=7)
-    axes.set_yticks(range(len(mistakes)), [m.id for m in mistakes], fontsize=7)
     stages = [m.stage for m in mistakes]
-    for row in (i for i in range(1, len(stages)) if stages[i] != stages[i - 1]):
-        axes.axhline(row - 0.5, color="white", linewidth=1)
-    bar = figure.colorbar(image, ax=axes, location="top", shrink=0.6, aspect=50, pad=0.005)
-    bar.set_label(f"error in units, float64 (beyond {LIMIT:g} is wrong)")
+    figure, sides = plt.subplots(1, len(DTYPES), figsize=(23, 24), sharey=True, layout="constrained")
+    for axes, dtype in zip(sides, DTYPES, strict=True):
+        units = np.array([[rows[m.id][dtype][case.name] for case in CORE] for m in mistakes])
+        shades = np.clip(np.nan_to_num(units, posinf=1e16), 1e-1, 1e16)
+        image = axes.imshow(
+            shades, norm=LogNorm(1e-1, 1e16), cmap="magma", aspect="auto", interpolation="nearest"
+        )
+        axes.set_title(dtype)
+        axes.set_xticks(range(len(CORE)), [case.name for case in CORE], rotation=90, fontsize=7)
+        axes.set_yticks(range(len(mistakes)), [m.id for m in mistakes], fontsize=7)
+        for row in (i for i in range(1, len(stages)) if stages[i] != stages[i - 1]):
+            axes.axhline(row - 0.5, color="white", linewidth=1)
+    bar = figure.colorbar(image, ax=sides, location="top", shrink=0.6, aspect=50, pad=0.005)
+    bar.set_label(f"error in units (beyond {LIMIT:g} is wrong)")
     bar.ax.axvline(LIMIT, color="white")
     figure.savefig(file, dpi=80, metadata={"Software": None})
     plt.close(figure)
