@@ -255,11 +255,13 @@ def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | 
         here = (slice(None),) * axis + (slice(i, i + rows),)
         part = labels[here]
         ignored = _ignored(np, part, options)
-        bad = (part < 0) | (part >= C)
+        bad = part >= C
+        if part.dtype.kind == "i":
+            bad |= part < 0
         if (bad > ignored).any():
             return None
         # -1 has all bits set, so that no mask need be asked pixel by pixel
-        y[here] = part.astype(y.dtype) | -ignored.astype(y.dtype)
+        y[here] = part.astype(y.dtype) | -ignored.view(np.int8)
     return y
 
 

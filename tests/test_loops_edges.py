@@ -15,7 +15,10 @@ from lalref.oracle.verify import in_units
 pytest.importorskip("numba")
 
 from lalref.engines import loops_threads
+from lalref.engines.loops_geometry import flat_labels, flat_view
+from lalref.engines.loops_margins import first_windows
 from lalref.engines.loops_plan import Plan, _only_class_in_reach
+from lalref.engines.loops_rows import Image, room
 
 ENGINES = ("array", "numba")
 
@@ -75,7 +78,7 @@ def test_a_column_without_labels_is_no_other_class():
     @numba.njit
     def alone(high, low):
         e = np.empty(1, np.int32)
-        return _only_class_in_reach(Plan(e, e, e, np.empty(1, np.bool_), e, high, low), np.int32(3), 16, 1)
+        return _only_class_in_reach(Plan(e, e, e, np.empty(1, np.bool_), e, high, low, e), np.int32(3), 16, 1)
 
     high, low = np.full(48, 3, np.int32), np.full(48, 3 - 2**31, np.int32)
     assert alone(high, low)
@@ -154,3 +157,38 @@ def test_the_engine_works_where_no_folder_may_be_written():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "3.0", done.stderr
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32])
+@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 1, 3)])
+@pytest.mark.parametrize("C", [5, 63, 64, 65, 130])
+def test_the_first_windows_of_each_class_are_found(C, strides, dtype):
+    rng = np.random.default_rng(C)
+    most, shape = 3, (9, 1, 200)
+    y = np.repeat(rng.integers(-1, min(C, 127), (2, 9, 1, 10)), 20, axis=3).astype(dtype)
+    y[1, 8, 0, -1] = 4  # the last of all is a rare class
+    image = Image(C, *shape, *strides)
+    valid = rng.random(y[:, :: strides[0], :, :: strides[2]].shape) < 0.9
+    found = np.empty((C, most), np.int64)
+    first_windows(1, image, flat_labels(y), flat_view(valid), found)
+    kept = np.full(y.shape[1:], -1)
+    kept[:: strides[0], :, :: strides[2]] = np.where(valid[1], y[1, :: strides[0], :, :: strides[2]], -1)
+    for kind in range(C):
+        right = np.flatnonzero(kept == kind)[:most]
+        assert found[kind].tolist() == [*right, *[-1] * (most - len(right))]
+
+
+@pytest.mark.parametrize("dtype", ["i", "f", "d"])
+def test_rows_begin_where_cache_lines_do(dtype):
+    import numba
+
+    @numba.njit
+    def address(count, like):
+        rows = room(count, like, 7)
+        return rows.ctypes.data, rows
+
+    for count in (1, 100, 368 * 30, 70001):
+        at, rows = address(count, np.empty(0, dtype))
+        assert at % 64 == 0
+        assert rows.shape == (count,)
+        assert (rows == 7).all()

@@ -30,12 +30,12 @@ from lalref.engines.loops_lanes import (
 )
 from lalref.engines.loops_plan import RINGS, Plan, find_rows, ring_size
 from lalref.engines.loops_pool import pool_row
-from lalref.engines.loops_rows import copy_readable, load_labels, origins, put, take, windows_of_row
+from lalref.engines.loops_rows import copy_readable, load_labels, origins, put, room, take, windows_of_row
 from lalref.engines.loops_softmax import cross_entropy_row, typical_of
 
 
 @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def new_plan(ring, blocks, most_classes):
+def new_plan(window, ring, blocks, most_classes):
     entries = blocks * (most_classes + 1)
     return Plan(
         np.empty(entries, np.int32),
@@ -45,13 +45,14 @@ def new_plan(ring, blocks, most_classes):
         np.empty(blocks, np.int32),
         np.empty(ring.width, np.int32),
         np.empty(ring.width, np.int32),
+        np.empty(len(window.row_a) * ring.width // LANES, np.int16),
     )
 
 
 @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def new_scratch(x, ring, window):
     """Room for the folded rows of every shell, the sums between sets of rings, and the result, see `loops_pool`."""
-    return np.empty((window.sets * (RINGS + 2) + 4) * ring.width, x.dtype)
+    return room((window.sets * (RINGS + 2) + 4) * ring.width, x, 0)
 
 
 @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -96,20 +97,20 @@ def forward(
     grid_a = (image.A + image.stride_a - 1) // image.stride_a
     grid_b = (image.B + image.stride_b - 1) // image.stride_b
     grid_w = (image.W + image.stride_w - 1) // image.stride_w
-    labels = np.full(size, -1, np.int32)
-    logits = np.zeros((C + 1) * size, ell.dtype)  # the last channel is 1 wherever there is a pixel to read
-    centres = np.full(width, -1, np.int32)
-    z = np.zeros((C + 1) * width, ell.dtype)
-    ell_row = np.empty(width, ell.dtype)
+    labels = room(size, y.wide, -1)
+    logits = room((C + 1) * size, ell, 0)  # the last channel is 1 wherever there is a pixel to read
+    centres = room(width, y.wide, -1)
+    z = room((C + 1) * width, ell, 0)
+    ell_row = room(width, ell, 0)
     off_row = np.empty(width if len(off) > 0 else 0, ell.dtype)
     scratch = new_scratch(ell, ring, counted)
-    plan = new_plan(ring, blocks, most_classes)
+    plan = new_plan(counted, ring, blocks, most_classes)
     rows = new_rows(window)
     counted_rows = new_rows(counted)
     margins = typical[task.n]
-    margins_row = np.zeros(width, ell.dtype)
-    origin = np.zeros(ring.width, ell.dtype)
-    powers = np.empty(C * LANES, ell.dtype)
+    margins_row = room(width, ell, 0)
+    origin = room(ring.width, ell, 0)
+    powers = room(C * LANES, ell, 0)
     from_w, to_w = max(0, task.w0 - counted.reach), min(image.W, task.w1 + counted.reach)
     at_w = ring.pad + from_w - task.w0
     radius = ring.planes // 2
@@ -194,13 +195,13 @@ def backward(task, image, y, valid, g, up, down, window, ring, most_classes, z_b
     grid_a = (image.A + image.stride_a - 1) // image.stride_a
     grid_b = (image.B + image.stride_b - 1) // image.stride_b
     grid_w = (W + image.stride_w - 1) // image.stride_w
-    labels = np.full(size, -1, np.int32)  # of windows: -1 where there is none
-    sent = np.zeros(channels * size, x_bar.dtype)
-    centres = np.full(width, -1, np.int32)  # of pixels, which receive
-    z = np.zeros(channels * width, x_bar.dtype)
-    g_row = np.zeros(width, x_bar.dtype)
+    labels = room(size, y.wide, -1)  # of windows: -1 where there is none
+    sent = room(channels * size, x_bar, 0)
+    centres = room(width, y.wide, -1)  # of pixels, which receive
+    z = room(channels * width, x_bar, 0)
+    g_row = room(width, x_bar, 0)
     scratch = new_scratch(x_bar, ring, window)
-    plan = new_plan(ring, blocks, most_classes)
+    plan = new_plan(window, ring, blocks, most_classes)
     rows = new_rows(window)
     nobody = spread(np.int32(-1))
     radius = ring.planes // 2

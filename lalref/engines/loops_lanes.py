@@ -141,6 +141,20 @@ def load_of(typingctx: Any, array: Any, index: Any, labels: Any, label_index: An
 
 
 @intrinsic
+def load_members(typingctx: Any, array: Any, index: Any, members: Any, block: Any) -> Any:
+    """load(array, index) in the lanes whose bit of members[block], as `bits_of` made it, is set, else 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array_at, at, members_at, place = args
+        value = load_lanes(context, builder, array, array_at, at)
+        data = context.make_array(members)(context, builder, members_at).data
+        mask = builder.bitcast(builder.load(builder.gep(data, [place])), ir.VectorType(ir.IntType(1), LANES))
+        return builder.select(mask, value, ir.Constant(value.type, None))
+
+    return Lanes(array.dtype)(array, types.intp, members, types.intp), codegen
+
+
+@intrinsic
 def peek(typingctx: Any, array: Any, index: Any) -> Any:
     """array[index] of a 1-d array; a negative index means what lies before it."""
 
@@ -305,6 +319,16 @@ def any_lane(typingctx: Any, mask: Any) -> Any:
         return _call(builder, f"llvm.vector.reduce.or.v{LANES}i1", ir.IntType(1), list(args))
 
     return types.boolean(mask), codegen
+
+
+@intrinsic
+def bits_of(typingctx: Any, mask: Any) -> Any:
+    """A mask as an int16, a bit a lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(LANES))
+
+    return types.int16(mask), codegen
 
 
 @intrinsic

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from lalref.engines.loops_cache import compiled
+from lalref.engines.loops_lanes import inner
 from lalref.engines.loops_rows import Image, Labels, label_at
-from lalref.engines.loops_threads import run
 
 Array = Any
 
@@ -29,6 +29,16 @@ _GRID = (
     16.0  # typical margins are multiples of 1/16: few digits, so that subtracting one is nearly always exact
 )
 _MOST = 128.0
+_RUN = 64  # pixels that are asked at once
+
+
+@inner
+def _any_open(labels, is_open):
+    """Whether the bit of a label may be set in `is_open`: one for each class, shared by those 64 apart."""
+    found = np.uint64(0)
+    for j in range(len(labels)):
+        found |= is_open >> np.uint64(labels[j] & 63)
+    return found & np.uint64(1) != np.uint64(0)
 
 
 @compiled
@@ -40,6 +50,7 @@ def first_windows(n, image, y, valid, found):
     C, most = found.shape
     found[:] = -1
     counts = np.zeros(C, np.int64)
+    is_open = np.uint64(2**64 - 1) if C > 63 else (np.uint64(1) << np.uint64(C)) - np.uint64(1)
     left = C
     grid_b = (image.B + image.stride_b - 1) // image.stride_b
     grid_w = (image.W + image.stride_w - 1) // image.stride_w
@@ -48,16 +59,26 @@ def first_windows(n, image, y, valid, found):
         for b in range(0, image.B, image.stride_b):
             here = (a * image.B + b) * image.W
             start = n * image.A * image.B * image.W + here
-            for w in range(0, image.W, image.stride_w):
-                kind = label_at(y, start + w)
-                if 0 <= kind < C and counts[kind] < most and valid[at]:
-                    found[kind, counts[kind]] = here + w
-                    counts[kind] += 1
-                    if counts[kind] == most:
-                        left -= 1
-                at += 1
-            if left == 0:
-                return
+            for w0 in range(0, image.W, _RUN):  # most runs hold no class of which a window is still wanted
+                w1 = min(w0 + _RUN, image.W)
+                if len(y.narrow) > 0:
+                    wanted = _any_open(y.narrow[start + w0 : start + w1], is_open)
+                else:
+                    wanted = _any_open(y.wide[start + w0 : start + w1], is_open)
+                if not wanted:
+                    continue
+                for w in range(w0 + -w0 % image.stride_w, w1, image.stride_w):
+                    kind = label_at(y, start + w)
+                    if 0 <= kind < C and counts[kind] < most and valid[at + w // image.stride_w]:
+                        found[kind, counts[kind]] = here + w
+                        counts[kind] += 1
+                        if counts[kind] == most:
+                            left -= 1
+                            if C <= 63:
+                                is_open &= ~(np.uint64(1) << np.uint64(kind))
+                if left == 0:
+                    return
+            at += grid_w
 
 
 def typical_margins(x: Array, image: Image, y: Labels, valid: Array, working: Any) -> Array:
@@ -70,7 +91,8 @@ def typical_margins(x: Array, image: Image, y: Labels, valid: Array, working: An
     if x.size == 0 or C < 2:
         return typical
     found = np.empty((N, C, _PIXELS), np.int64)
-    run(lambda n: first_windows(n, image, y, valid, found[n]), range(N))
+    for image_n in range(N):  # takes less time than waking a thread
+        first_windows(image_n, image, y, valid, found[image_n])
     n, kind, i = np.nonzero(found >= 0)
     a, b, w = np.unravel_index(found[n, kind, i], x.shape[2:])
     logits = x[n, :, a, b, w].astype(np.float64)  # (pixels, C)

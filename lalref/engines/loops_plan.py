@@ -80,7 +80,7 @@ class Plan(NamedTuple):
 
     Segment i pools class `kind[i]` in the blocks `first[i]` to `last[i]` (exclusive), looking at labels if
     `mixed[i]`; `by_cell` lists the blocks that go by cell. `high` and `low` hold the largest and smallest
-    label of each column of the rows in reach.
+    label of each column of the rows in reach; `members` is room for which pixels in reach are of one class.
     """
 
     kind: Any
@@ -90,6 +90,7 @@ class Plan(NamedTuple):
     by_cell: Any
     high: Any
     low: Any
+    members: Any
 
 
 @inner

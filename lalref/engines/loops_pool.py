@@ -26,11 +26,13 @@ import numpy as np
 from lalref.engines.loops_columns import all_columns, columns_of_rings, folded_rows, shifted
 from lalref.engines.loops_lanes import (
     LANES,
+    bits_of,
     fill,
     fma,
     inner,
     load,
     load_any,
+    load_members,
     load_of,
     peek,
     select,
@@ -96,32 +98,35 @@ def _medium(cell, mixed):
     return pool_segment
 
 
-def _fold(cell):
-    """Make the function that adds up the rows of every shell, for all columns of a segment."""
-
-    @inner
-    def fold(x, at, labels, rows, column, kind, window, scratch, step):
-        """scratch[t * step :] = shell t from `column` on, 0 beyond the last."""
-        shells = len(window.shell) - 1
-        centre = peek(rows, 0)
-        for j in range(column, column + step, LANES):
-            store(scratch, j - column, cell(x, at + centre + j, labels, centre + j, kind))
-        for t in range(1, shells):
-            to = t * step - column
-            first = peek(window.shell, t)
-            for i in range(first, peek(window.shell, t + 1), 2):
-                above, below = peek(rows, i), peek(rows, i + 1)
-                for j in range(column, column + step, LANES):
-                    P = cell(x, at + above + j, labels, above + j, kind)
-                    P = P + cell(x, at + below + j, labels, below + j, kind)
-                    store(scratch, to + j, P if i == first else load(scratch, to + j) + P)
-        for j in range(shells * step, (1 + window.sets * RINGS) * step, LANES):
-            store(scratch, j, fill(x, 0))
-
-    return fold
+@inner
+def _members(labels, rows, count, column, step, kind, members):
+    """members[i * step // LANES :] = which columns of row i are of class `kind`, a bit each, from `column` on."""
+    for i in range(count):
+        for j in range(0, step, LANES):
+            here = load(labels, rows[i] + column + j) == kind
+            members[(i * step + j) // LANES] = bits_of(here)
 
 
-_fold_any, _fold_of = _fold(load_any), _fold(load_of)
+@inner
+def _fold(x, at, rows, column, members, window, scratch, step):
+    """scratch[t * step :] = P_t, the rows of shell t added up, for all columns of a segment; 0 beyond the last."""
+    shells = len(window.shell) - 1
+    across = step // LANES
+    left = at + column
+    for block in range(across):
+        j = block * LANES
+        store(scratch, j, load_members(x, left + peek(rows, 0) + j, members, block))
+    for t in range(1, shells):
+        first = peek(window.shell, t)
+        for i in range(first, peek(window.shell, t + 1), 2):
+            above, below = left + peek(rows, i), left + peek(rows, i + 1)
+            for block in range(across):
+                j = block * LANES
+                P = load_members(x, above + j, members, i * across + block)
+                P = P + load_members(x, below + j, members, (i + 1) * across + block)
+                store(scratch, t * step + j, P if i == first else load(scratch, t * step + j) + P)
+    for j in range(shells * step, (1 + window.sets * RINGS) * step, LANES):
+        store(scratch, j, fill(x, 0))
 
 
 @inner
@@ -194,12 +199,9 @@ def _large(x, channels, ring, labels, window, rows, plan, i, centres, scratch, o
     column, step = first * LANES, blocks * LANES + 2 * ring.pad
     sums = (1 + window.sets * RINGS) * step
     to = sums + 2 * window.sets * step + ring.pad  # with room on both sides for what falls outside
+    _members(labels, rows, len(window.row_a), column, step, kind, plan.members)
     for c in range(channels):
-        at = c * ring_size(ring)
-        if mixed:
-            _fold_of(x, at, labels, rows, column, kind, window, scratch, step)
-        else:
-            _fold_any(x, at, labels, rows, column, kind, window, scratch, step)
+        _fold(x, c * ring_size(ring), rows, column, plan.members, window, scratch, step)
         _sums_between(window, scratch, step, sums, to)
         for k in range(window.sets):
             if k % 2:

@@ -16,7 +16,7 @@ from lalref.engines.loops_kernels import new_plan, new_rows, new_scratch
 from lalref.engines.loops_lanes import LANES, inner
 from lalref.engines.loops_plan import find_rows, ring_size
 from lalref.engines.loops_pool import pool_row
-from lalref.engines.loops_rows import label_at, load_labels, windows_of_row
+from lalref.engines.loops_rows import label_at, load_labels, room, windows_of_row
 
 # exp of less than this is on its way to underflow in float64: such a probability stays a logarithm.
 DEEP = -600.0
@@ -62,12 +62,12 @@ def pool_probability(
     grid_a = (A + image.stride_a - 1) // image.stride_a
     grid_b = (B + image.stride_b - 1) // image.stride_b
     grid_w = (W + image.stride_w - 1) // image.stride_w
-    labels = np.full(size, -1, np.int32)
-    maps = np.zeros(3 * size)
-    centres = np.full(width, -1, np.int32)
-    z = np.zeros(4 * width)
+    labels = room(size, y.wide, -1)
+    maps = room(3 * size, log_weight, 0)
+    centres = room(width, y.wide, -1)
+    z = room(4 * width, log_weight, 0)
     scratch = new_scratch(maps, ring, counted)
-    plan = new_plan(ring, blocks, most_classes)
+    plan = new_plan(counted, ring, blocks, most_classes)
     rows = new_rows(window)
     counted_rows = new_rows(counted)
     radius = ring.planes // 2
@@ -183,12 +183,12 @@ def receive(
     grid_a = (A + image.stride_a - 1) // image.stride_a
     grid_b = (B + image.stride_b - 1) // image.stride_b
     grid_w = (W + image.stride_w - 1) // image.stride_w
-    labels = np.full(ring_size(ring), -1, np.int32)  # of windows
-    sent = np.zeros(ring_size(ring))  # g over the sum of w u; inf asks for the sum by cell
-    centres = np.full(width, -1, np.int32)  # of pixels
-    z = np.zeros(width)
+    labels = room(ring_size(ring), y.wide, -1)  # of windows
+    sent = room(ring_size(ring), log_weight, 0)  # g over the sum of w u; inf asks for the sum by cell
+    centres = room(width, y.wide, -1)  # of pixels
+    z = room(width, log_weight, 0)
     scratch = new_scratch(sent, ring, window)
-    plan = new_plan(ring, blocks, most_classes)
+    plan = new_plan(window, ring, blocks, most_classes)
     rows = new_rows(window)
     radius = ring.planes // 2
     for ahead in range(max(0, task.a0 - radius), min(A, task.a1 + radius)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 
 from lalref.engines.loops_lanes import (
     LANES,
@@ -21,6 +22,8 @@ from lalref.engines.loops_lanes import (
     spread,
     store,
 )
+
+_LINE = 64  # bytes of a cache line
 
 
 class Image(NamedTuple):
@@ -62,6 +65,19 @@ class Task(NamedTuple):
     w1: int
     c0: int
     c1: int
+
+
+@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def room(count, like, value):
+    """`count` numbers of the dtype of `like`, all `value`, from the beginning of a cache line on.
+
+    Elsewhere every other load of `LANES` numbers would touch two lines.
+    """
+    raw = np.empty(count + _LINE // like.itemsize, like.dtype)
+    first = -raw.ctypes.data % _LINE // like.itemsize
+    aligned = raw[first : first + count]
+    aligned[:] = value
+    return aligned
 
 
 @inner
