@@ -63,6 +63,7 @@ notebooks-check: $(VENV_NOTEBOOKS)/ready ## run the notebooks again and tell whi
 
 docs: $(VENV_DOCS)/ready ## these pages as a site, into docs/_build/html (half a minute; 0.8 GB)
 	$(VENV_DOCS)/bin/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	$(VENV_DOCS)/bin/python docs/check_site.py docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 lint: $(VENV)/ready ## style, format and types (the 0.8 GB of demo and test)

@@ -167,7 +167,7 @@ def text(
         "to the checkers; those of memory (state) are put to them on the case *plain*.",
         "",
         *_table(
-            ["", "lalref", *(f"{peer.name} {peer.version()}" for peer in peers)],
+            ["stage", "lalref", *(f"{peer.name} {peer.version()}" for peer in peers)],
             [
                 [
                     f"{stage} ({len(group)})",
