@@ -200,12 +200,13 @@ plt.show()
 #
 # Is it fast? Compared with what *can be*. A machine has a speed of arithmetic and a speed of memory. A program that does few
 # operations for each byte it moves is bounded by the second: the slope of the roof. Many operations a byte, and the first
-# bounds it: the flat part. Operations and bytes are counted from the formulas, for one score:
+# bounds it: the flat part. Operations and bytes are counted from the formulas, for one score; *each way* is forward, and again
+# backward:
 #
-# | | operations | bytes |
+# | engine | operations | bytes |
 # |---|---|---|
-# | array engine | multiply and add at each of $(2r+1)^2$ places, forward and backward | about 20 a place: read, select, read and write the sum |
-# | numba engine | $2(6r+1)$ forward and backward, and about 20 for exp | 16: read the score, write its slope, read it, write the gradient |
+# | array | multiply and add at each of $(2r+1)^2$ places, each way | about 20 at each place, each way: read, select, read and write the sum |
+# | numba | $2(6r+1)$ each way, and about 20 for exp | 16 in all: read the score, write its slope, read it, write the gradient |
 
 
 # %%

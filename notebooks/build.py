@@ -9,6 +9,9 @@ kept, and output on stderr (a warning) is an error. Machines differ in the last 
 sources exactly, text word by word with numbers to one unit of their last printed digit, and of pictures only
 that they are there; what a notebook derives is asserted in its cells, and the check runs those again.
 A cell that prints "skipped: ..." lacks a library or a compiler here: it is named, and not compared.
+
+A check fails, too, where a notebook takes longer than a minute, kernel, answers and all: that is promised for two
+cores with nothing else at work.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+SECONDS = 60  # that a notebook may take
 SECONDS_A_CELL = 300  # a hang ends; no notebook is near it
 NUMBER = re.compile(r"[-+]?\d+(?:\.(\d+))?(?:e([-+]?\d+))?")
 
@@ -156,6 +160,15 @@ def check(source: Path) -> list[str]:
     return reasons
 
 
+def in_time(seconds: float) -> None:
+    """Raise Failed if a notebook took longer than it may."""
+    if seconds > SECONDS:
+        raise Failed(
+            f"it took {seconds:.0f} s, and a notebook may take {SECONDS} on two cores: make it do less, or, "
+            "if something else is at work here, check again when that has ended"
+        )
+
+
 def build(source: Path) -> list[str]:
     """Run a notebook and write it; refuse where a cell had to be skipped."""
     notebook = execute(read_source(source))
@@ -186,18 +199,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as settings:
         os.environ |= {"IPYTHONDIR": settings, "PYTHONHASHSEED": "0"}  # nobody's own settings
         for source in sources:
-            began = time.perf_counter()
             print(f"{source.stem}: running ...", flush=True)
+            began = time.perf_counter()
             try:
                 notes = check(source) if options.check else build(source)
+                seconds = time.perf_counter() - began
+                if options.check:
+                    in_time(seconds)
             except Failed as error:
                 failures += 1
                 print(f"{source.stem}: FAILED\n{error}", flush=True)
                 continue
             told = "is up to date" if options.check else "written"
-            print(
-                "\n".join([f"{source.stem}: {told}, {time.perf_counter() - began:.0f} s", *notes]), flush=True
-            )
+            print("\n".join([f"{source.stem}: {told}, {seconds:.0f} s of {SECONDS}", *notes]), flush=True)
     sys.exit(1 if failures else 0)
 
 

@@ -190,6 +190,22 @@ def test_what_did_not_run_well_is_not_written(build, built, cell, told):
     assert built.with_suffix(".ipynb").read_bytes() == before
 
 
+def test_a_check_fails_where_a_notebook_takes_too_long(build, built, monkeypatch, capsys):
+    monkeypatch.setattr(build, "HERE", built.parent)
+    monkeypatch.setattr(build.sys, "argv", ["build.py", "--check"])
+    for name in ("IPYTHONDIR", "PYTHONHASHSEED"):
+        monkeypatch.setenv(name, "")  # main sets it: to be put back
+    with pytest.raises(SystemExit, match="0"):
+        build.main()
+    assert re.search(r"01_small: is up to date, \d+ s of 60$", capsys.readouterr().out, re.MULTILINE)
+    monkeypatch.setattr(build, "SECONDS", 0.01)
+    with pytest.raises(SystemExit, match="1"):
+        build.main()
+    assert re.search(
+        r"01_small: FAILED\nit took \d+ s, and a notebook may take 0.01", capsys.readouterr().out
+    )
+
+
 def test_the_code_in_answers_is_run(build, built):
     answer = "\n# %% [markdown]\n# <details>\n#\n# ```python\n# assert x == 3\n# ```\n#\n# </details>\n"
     with pytest.raises(build.Failed, match="AssertionError"):
