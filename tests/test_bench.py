@@ -71,7 +71,9 @@ def test_settings_cover_windows_labels_sizes_and_threads():
     assert {s.shape for s in plan} == {(2, 21, 321, 321), (8, 21, 513, 513), (1, 19, 1024, 2048)}
     assert 1 in {s.threads for s in plan}
     assert len(measure.settings(quick=True)) == 2
-    assert bench.as_json([])["machine"]["threads"] >= 1
+    machine = bench.as_json([])["machine"]
+    assert machine["threads"] >= 1
+    assert machine["numpy"] == np.__version__
 
 
 def test_the_table_fits_80_columns():

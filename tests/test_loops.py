@@ -1,17 +1,15 @@
-"""The numba engine's own promises: blocks, paths, threads, forks, memory, compilation.
+"""The numba engine's own promises: blocks, paths, compilation; threads are test_loops_threads.
 
 What it computes, every test of the front door asks of it by name; here it is held to the array engine where only
 its own choices could go wrong.
 """
 
 import math
-import multiprocessing
 import os
 import shutil
 import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import ml_dtypes
@@ -28,25 +26,14 @@ from lalref.engines import (
     array,
     loops,
     loops_cache,
-    loops_geometry,
     loops_kernels,
     loops_maps,
     loops_math,
     loops_probability,
-    loops_stage3,
-    loops_threads,
 )
 from lalref.engines.loops_lanes import LANES, fill, load, store
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
-
-
-@pytest.fixture
-def threads():
-    """Set the number of threads, and set it back."""
-    before = numba.get_num_threads()
-    yield numba.set_num_threads
-    numba.set_num_threads(before)
 
 
 def blobs(N=2, C=5, H=37, W=83):
@@ -160,83 +147,6 @@ def test_weights_that_are_subnormal_are_still_read():
     weight = np.exp(-0.5 * np.arange(31.0) ** 2).astype(np.float32)
     assert 0 < weight[14] < np.finfo(np.float32).smallest_normal
     assert np.array_equal(np.isnan(ell), weight[abs(np.arange(31) - 14)] > 0)
-
-
-# ---- threads, forks ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("space", ["logits", "probabilities"])
-@pytest.mark.parametrize("p", [5.0, 2.5])
-def test_the_number_of_threads_changes_no_bit(threads, space, p):
-    x, y = blobs(H=150)
-    found = []
-    for number in sorted({1, 2, numba.config.NUMBA_NUM_THREADS}):
-        if number <= numba.config.NUMBA_NUM_THREADS:
-            threads(number)
-            found.append(lal_value_and_grad(x, y, space=space, p=p, engine="numba"))
-    for value, grad in found[1:]:
-        assert same_bits(value, found[0][0])
-        assert same_bits(grad, found[0][1])
-
-
-@pytest.mark.parametrize("number", [1, 2, 4])
-def test_the_tasks_may_be_done_by_any_number_of_workers_in_any_order(monkeypatch, number):
-    x, y = blobs(H=150)
-    right = lal_value_and_grad(x, y, engine="numba")
-    asked = []
-    monkeypatch.setattr(loops_threads, "number_of_threads", lambda: asked.append(number) or number)
-    for module in (loops, loops_geometry, loops_stage3):
-        monkeypatch.setattr(module, "run", lambda work, tasks: loops_threads.run(work, list(tasks)[::-1]))
-    found = lal_value_and_grad(x, y, engine="numba")
-    assert asked
-    assert same_bits(found[0], right[0])
-    assert same_bits(found[1], right[1])
-
-
-def test_several_python_threads_at_once_get_what_each_gets_alone():
-    inputs = [blobs(N=1 + i % 2, H=40 + i) for i in range(8)]
-    right = [lal_value_and_grad(x, y, engine="numba") for x, y in inputs]
-    found = [None] * len(inputs)
-
-    def work(i):
-        for _ in range(5):
-            found[i] = lal_value_and_grad(*inputs[i], engine="numba")
-
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    for a, b in zip(found, right, strict=True):
-        assert same_bits(a[0], b[0])
-        assert same_bits(a[1], b[1])
-
-
-def test_an_error_in_a_worker_is_the_callers():
-    def work(task):
-        raise RuntimeError(f"task {task}")
-
-    with pytest.raises(RuntimeError, match="task"):
-        loops_threads.run(work, range(8))
-
-
-def _in_child(x, y, out):
-    out.put(lal_value_and_grad(x, y, engine="numba"))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_workers_of_its_own():
-    x, y = blobs(H=150)
-    right = lal_value_and_grad(x, y, engine="numba")  # the parent's workers exist now
-    context = multiprocessing.get_context("fork")
-    out = context.Queue()
-    child = context.Process(target=_in_child, args=(x, y, out))
-    child.start()
-    found = out.get(timeout=60)
-    child.join()
-    assert same_bits(found[0], right[0])
-    assert same_bits(found[1], right[1])
 
 
 # ---- compilation --------------------------------------------------------------------------------------

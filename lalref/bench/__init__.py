@@ -6,11 +6,15 @@ is nobody's here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import lalref
 
 if TYPE_CHECKING:
     from lalref.bench.measure import Result
@@ -75,12 +79,14 @@ def main(
 def as_json(results: list[Result]) -> dict[str, Any]:
     """The results with what a reader of them needs to know of the machine."""
     import numba
-    import numpy as np
 
     machine = {
         "processor": platform.processor() or platform.machine(), "threads": numba.config.NUMBA_NUM_THREADS,
-        "python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__,
+        "python": platform.python_version(), "lalref": lalref.__version__,
     }  # fmt: skip
+    for name in ("numpy", "numba", "torch", "jax"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            machine[name] = metadata.version(name)
     return {"machine": machine, "results": [dataclasses.asdict(result) for result in results]}
 
 

@@ -52,10 +52,10 @@ def _torch_call(loss: Callable[[Any, Any], Any], logits: Array, labels: Array) -
     y = torch.tensor(labels.astype(np.int64))
 
     def call() -> tuple[Any, Any]:
-        x.grad = None
         value = loss(x, y)
         value.backward()
-        return value.detach(), x.grad
+        grad, x.grad = x.grad, None  # kept, it would be freed during the next call and hide part of its peak
+        return value.detach(), grad
 
     return call
 

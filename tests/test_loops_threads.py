@@ -1,0 +1,115 @@
+"""The numba engine's threads: the same bits however many there are, from several callers at once, and after a fork."""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import pytest
+from samples import same_bits
+
+from lalref import lal_value_and_grad
+from lalref.bench.inputs import labels, logits
+from lalref.engines import loops, loops_geometry, loops_stage3, loops_threads
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads, and set it back."""
+    before = numba.get_num_threads()
+    yield numba.set_num_threads
+    numba.set_num_threads(before)
+
+
+def blobs(N=2, C=5, H=37, W=83):
+    return logits((N, C, H, W)), labels("blobs", (N, H, W), C)
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("p", [5.0, 2.5])
+def test_the_number_of_threads_changes_no_bit(threads, space, p):
+    x, y = blobs(H=150)
+    found = []
+    for number in sorted({1, 2, numba.config.NUMBA_NUM_THREADS}):
+        if number <= numba.config.NUMBA_NUM_THREADS:
+            threads(number)
+            found.append(lal_value_and_grad(x, y, space=space, p=p, engine="numba"))
+    for value, grad in found[1:]:
+        assert same_bits(value, found[0][0])
+        assert same_bits(grad, found[0][1])
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_the_tasks_may_be_done_by_any_number_of_workers_in_any_order(monkeypatch, number):
+    x, y = blobs(H=150)
+    right = lal_value_and_grad(x, y, engine="numba")
+    together = []
+
+    def run(work, tasks):
+        """From the last task on, and the first ones not before `number` threads have come for them."""
+        backwards, taken, meeting = list(tasks)[::-1], itertools.count(), threading.Barrier(number)
+
+        def at_once(task):
+            if len(backwards) >= number and next(taken) < number:
+                together.append(meeting.wait(60))
+            work(task)
+
+        loops_threads.run(at_once, backwards)
+
+    monkeypatch.setattr(loops_threads, "number_of_threads", lambda: number)
+    with ThreadPoolExecutor(max(1, number - 1)) as pool:
+        monkeypatch.setattr(loops_threads, "_pool", pool)
+        for module in (loops, loops_geometry, loops_stage3):
+            monkeypatch.setattr(module, "run", run)
+        found = lal_value_and_grad(x, y, engine="numba")
+    assert set(together) == set(range(number))
+    assert same_bits(found[0], right[0])
+    assert same_bits(found[1], right[1])
+
+
+def test_several_python_threads_at_once_get_what_each_gets_alone():
+    inputs = [blobs(N=1 + i % 2, H=40 + i) for i in range(8)]
+    right = [lal_value_and_grad(x, y, engine="numba") for x, y in inputs]
+    found = [None] * len(inputs)
+
+    def work(i):
+        for _ in range(5):
+            found[i] = lal_value_and_grad(*inputs[i], engine="numba")
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for a, b in zip(found, right, strict=True):
+        assert same_bits(a[0], b[0])
+        assert same_bits(a[1], b[1])
+
+
+def test_an_error_in_a_worker_is_the_callers():
+    def work(task):
+        raise RuntimeError(f"task {task}")
+
+    with pytest.raises(RuntimeError, match="task"):
+        loops_threads.run(work, range(8))
+
+
+def _in_child(x, y, out):
+    out.put(lal_value_and_grad(x, y, engine="numba"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_workers_of_its_own():
+    x, y = blobs(H=150)
+    right = lal_value_and_grad(x, y, engine="numba")  # the parent's workers exist now
+    context = multiprocessing.get_context("fork")
+    out = context.Queue()
+    child = context.Process(target=_in_child, args=(x, y, out))
+    child.start()
+    found = out.get(timeout=60)
+    child.join()
+    assert same_bits(found[0], right[0])
+    assert same_bits(found[1], right[1])
