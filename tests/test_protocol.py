@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import lalref
 from lalref import oracle
 from lalref.oracle import golden, large, protocol
 from lalref.oracle.cases import BY_NAME
@@ -173,8 +174,6 @@ def test_a_repeated_case_has_the_answer_that_truth_gives():
 
 def linear(logits, labels):
     """A right subject that takes time in proportion to the pixels."""
-    import lalref
-
     return lalref.lal_value_and_grad(logits, labels, engine="array")
 
 
@@ -207,6 +206,23 @@ def test_a_subject_that_fails_only_on_large_images_is_wrong(monkeypatch):
     case, right = ASKED[protocol.BASE]
     assert judge(Subject(f), case, "float32", "", right)[0].outcome == "holds"
     assert [row[1] for row in large.check(Subject(f), case, right, "float32")] == ["differs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [None, 0.0, -1.0], ids=["right", "zeroed", "negated"])
+def test_a_million_pixels_are_put_to_a_real_subject(lost):
+    """A gradient that is lost at 1024 by 1024 pixels, where a mean makes it tiny, and nowhere else is refused there."""
+
+    def f(logits, labels):
+        value, grad = lalref.lal_value_and_grad(logits, labels)
+        return value, grad if lost is None or labels.size < 1024**2 else lost * grad
+
+    case, right = ASKED[protocol.BASE]
+    rows = large.check(Subject(f), case, right, "float32")
+    assert [(name, outcome) for name, outcome, _ in rows] == [
+        ("an image of 321 by 321 pixels", "holds"),
+        ("an image of 1024 by 1024 pixels", "holds" if lost is None else "differs"),
+    ]
 
 
 def test_a_subject_that_grows_with_the_square_of_the_pixels_is_spared():

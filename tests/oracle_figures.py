@@ -1,0 +1,142 @@
+"""Measures what docs/oracle-figures.md says of right implementations, and of the time that a verdict takes.
+
+    PYTHONPATH=.:tests python -m oracle_figures units    how far off honest implementations are
+    PYTHONPATH=.:tests python -m oracle_figures cost     quick and full runs of a port in each framework
+    PYTHONPATH=.:tests python -m oracle_figures files    size of the golden values, of an export and of the wheel
+
+What is not installed is left out. Times are of this machine, and of whatever else it does meanwhile.
+"""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+LALREF = (sys.executable, "-c", "from lalref.cli import main; main()")
+OF_LALREF = "from lalref import lal_value_and_grad as loss\n"
+CPP_TAKES = "kernel_size,sigma,stride,space,normalize,p,label_smoothing,ignore_index,class_weight,reduction"
+CPP_TAKES += ",pixel_weight,grad_output"
+
+
+def units() -> None:
+    """Print the largest error of each right implementation, in units."""
+    import test_units
+
+    import lalref
+    from lalref.oracle import golden
+    from lalref.oracle.cases import CASES
+    from lalref.oracle.judge import in_units
+    from lalref.oracle.units import error_unit
+
+    for dtype in ("float32", "float64"):
+        forms = [(f.__name__, f()) for f in test_units.HONEST]
+        worst = {
+            name: max(test_units.worst_units(form, case, dtype) for case in test_units.TEXTBOOK_CAN)
+            for name, form in forms
+        }
+        most = max(worst, key=worst.__getitem__)
+        print(
+            f"textbook, {dtype}: {worst['Textbook']:.2f} units; {len(worst) - 1} other ways to compute it: ",
+            end="",
+        )
+        print(f"at most {worst[most]:.2f} ({most})")
+    for engine in ("array", "numba"):
+        for dtype in ("float16", "bfloat16", "float32", "float64"):
+            found = {False: 0.0, True: 0.0}
+            for case in CASES:
+                if engine == "numba" and case.labels.ndim > 4:
+                    continue  # three spatial axes at most
+                x = case.given_logits.astype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype)
+                value, grad = lalref.lal_value_and_grad(x, case.labels, engine=engine, **case.arguments)
+                right = golden.load()[case.name]
+                unit = error_unit(case, dtype, right.value[0], right.grad[0])
+                off = in_units(np.asarray(value, float), right.value, unit.value).max(initial=0)
+                off = max(off, in_units(grad.astype(float), right.grad, unit.grad).max(initial=0))
+                found[case.accurate] = max(found[case.accurate], float(off))
+            print(f"engine {engine}, {dtype}: {found[False]:.2f} units, tiny losses {found[True]:.2f}")
+
+
+def cost() -> None:
+    """Print what quick and full runs of a port in each framework take."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "numba_port.py").write_text(OF_LALREF)
+    ports = ROOT / "examples/ports"
+    subjects = {
+        "NumPy": ("numpy", [f"{ports}/numpy_port.py:value_and_grad"]),
+        "NumPy, lalref's numba engine": ("numba", [f"{folder}/numba_port.py:loss"]),
+        "PyTorch": ("torch", [f"{ports}/torch_port.py:loss", "--framework", "torch"]),
+        "JAX": ("jax", [f"{ports}/jax_port.py:loss", "--framework", "jax"]),
+        "TensorFlow": (
+            "tensorflow",
+            [f"{ROOT}/tests/frameworks/tensorflow_port.py:loss", "--framework", "tensorflow"],
+        ),
+    }
+    if shutil.which("g++"):
+        program = folder / "cpp_port"
+        subprocess.run(["g++", "-O2", "-std=c++17", "-o", program, ports / "cpp_port.cpp"], check=True)
+        subjects["C++"] = ("", ["--command", f"{program} {{case}} {{out}}", "--takes", CPP_TAKES])
+    for name, (module, arguments) in subjects.items():
+        if module and importlib.util.find_spec(module) is None:
+            print(f"{name}: not installed")
+            continue
+        runs = {"quick": ["--quick"], "full": []}
+        own = timed([sys.executable, "-c", f"import {module}"]) if module else 0.0
+        told = []
+        for run, option in runs.items():
+            file = folder / "report.json"
+            command = [*LALREF, "verify", *arguments, *option, "--json", str(file)]
+            if run == "quick":
+                timed(command)  # what is compiled once for all is compiled here
+            seconds = timed(command) - own
+            report = json.loads(file.read_text())
+            asked = len({case["name"] for case in report["cases"]})
+            told.append(f"{run} {seconds:.1f} s ({asked} core cases, {report['verdict']})")
+        print(f"{name}: {', '.join(told)}; importing it takes {own:.1f} s, not in these", flush=True)
+    shutil.rmtree(folder)
+
+
+def timed(command: list[str]) -> float:
+    """Seconds that a command takes, which has to end well."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    return time.perf_counter() - began
+
+
+def files() -> None:
+    """Print how large the golden values are, an export of them, and a wheel."""
+    from lalref.oracle import golden
+    from lalref.oracle.export import export
+
+    stored = {file.name: file.stat().st_size for file in sorted(golden.FOLDER.iterdir())}
+    print(f"golden values, version {golden.version()}: {sum(stored.values()):,} bytes, {stored}")
+    with tempfile.TemporaryDirectory() as folder:
+        for form in ("npz", "json"):
+            written = export(Path(folder, form), form)
+            print(
+                f"export --format {form}: {len(written)} files, {sum(f.stat().st_size for f in written):,} bytes"
+            )
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--wheel-dir", folder, str(ROOT)], check=True)
+        (wheel,) = Path(folder).glob("lalref-*.whl")
+        with zipfile.ZipFile(wheel) as inside:
+            packed = sum(i.compress_size for i in inside.infolist() if "oracle/data" in i.filename)
+        print(f"wheel: {wheel.stat().st_size:,} bytes, {packed:,} of them golden values")
+    reader = ROOT / "examples/read_golden.cpp"
+    print(f"C++ reader: {len(reader.read_text().splitlines())} lines")
+
+
+if __name__ == "__main__":
+    measures = {each.__name__: each for each in (units, cost, files)}
+    if not set(sys.argv[1:]) <= set(measures):
+        sys.exit(f"{sys.argv[1:]}: one of {', '.join(measures)}")
+    for each in sys.argv[1:] or measures:
+        measures[each]()
