@@ -20,7 +20,6 @@ mistake = collector(BACKWARD)
     "backward",
     "x̄ = (A z̄) / D",
     "The forward pools and then divides; the backward has to divide first.",
-    "tracel-ai/burn#5604",
 )
 class NeighboursDivisor(Textbook):
     """Your backward divides by the neighbour's weight sum, not by the window's own."""

@@ -128,7 +128,10 @@ class LogOfSoftmaxPlusEpsilon(Textbook):
 
 
 @mistake(
-    "entropy", "log(max(softmax(z), 1e-7))", "A clamp against log 0: Keras clips at its epsilon of 1e-7."
+    "entropy",
+    "log(max(softmax(z), 1e-7))",
+    "A clamp against log 0: Keras clips at its epsilon of 1e-7.",
+    "DigiRL-agent/digirl#22",
 )
 class ClampedProbability(Textbook):
     """Your probabilities are clamped to at least 1e-7, so that no loss exceeds 16.1."""
@@ -150,7 +153,10 @@ class NoSoftmax(Textbook):
 
 
 @mistake(
-    "entropy", "−log₂ softmax(z)_y", "log2 and log10 are other functions of the same name in some languages."
+    "entropy",
+    "−log₂ softmax(z)_y",
+    "log2 and log10 are other functions of the same name in some languages.",
+    "valeoai/ADVENT#1",
 )
 class LogarithmToBaseTwo(Textbook):
     """Your logarithm is to base 2, so that every loss is 1.44 times too large."""
@@ -198,7 +204,12 @@ class FocalFactor(Textbook):
 # ---- target
 
 
-@mistake("target", "t = onehot(y) whatever α", "An option that is accepted and never used.")
+@mistake(
+    "target",
+    "t = onehot(y) whatever α",
+    "An option that is accepted and never used.",
+    "omihub777/ViT-CIFAR#2",
+)
 class IgnoresSmoothing(Textbook):
     """Your label_smoothing is taken and forgotten."""
 

@@ -200,7 +200,7 @@ class DropsTheLastWindows(Textbook):
         return super().on_grid(s) & (s.at[:, 1:] < full).all(1)
 
 
-@mistake("stride", "s = 1", "An option that is accepted and never used.")
+@mistake("stride", "s = 1", "An option that is accepted and never used.", "deeplearning4j/libnd4j#793")
 class IgnoresStride(Textbook):
     """Your windows stand on every pixel: stride is not used."""
 

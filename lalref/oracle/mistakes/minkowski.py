@@ -212,7 +212,12 @@ class MapOfPowers(Textbook):
         return super().window_map(ell ** s.o["p"], g, s)
 
 
-@mistake("minkowski", "NaN where no window is valid", "0 / 0, which torch.nn.CrossEntropyLoss gives too.")
+@mistake(
+    "minkowski",
+    "NaN where no window is valid",
+    "0 / 0, which torch.nn.CrossEntropyLoss gives too.",
+    "BVLC/caffe#2335",
+)
 class NanForNoWindow(Textbook):
     """Your value is NaN for a batch without any valid window, where empty="zero" asks for 0."""
 

@@ -45,6 +45,7 @@ class ChannelsLastReadAsFirst(Textbook):
     "layout",
     "logits (N, C, W, H) read as (N, C, H, W)",
     "Images are (width, height) in some libraries and (row, column) in others.",
+    "tpfister/caffe-heatmap#13",
 )
 class HeightAndWidthSwapped(Textbook):
     """Your logits are read with height and width exchanged."""
@@ -113,7 +114,12 @@ class HalfPrecisionInside(Textbook):
         return self.halved(super().negative_log(v, g, s))
 
 
-@mistake("dtype", "labels as int8: 255 becomes −1", "A byte is signed by default in C, Java and torch.int8.")
+@mistake(
+    "dtype",
+    "labels as int8: 255 becomes −1",
+    "A byte is signed by default in C, Java and torch.int8.",
+    "meetps/pytorch-semseg#91",
+)
 class LabelsAsSignedBytes(Textbook):
     """Your labels are cast to int8, so that 255 becomes -1: ignored pixels count as the last class."""
 
@@ -167,7 +173,7 @@ class IgnoresSigma(Textbook):
         return {**o, "sigma": 1.0}
 
 
-@mistake("option", "kernel_size = 5", "An option that is accepted and never used.")
+@mistake("option", "kernel_size = 5", "An option that is accepted and never used.", "ChsHub/SSIM-PIL#3")
 class IgnoresKernelSize(Textbook):
     """Your window is always 5 by 5: kernel_size is not used."""
 

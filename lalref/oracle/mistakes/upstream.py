@@ -68,7 +68,7 @@ class UpstreamAveraged(Textbook):
         return g_out if np.ndim(given) == 0 else np.full_like(g_out, np.mean(given))
 
 
-@mistake("backward", "−x̄", "t − softmax, or ascent for descent.")
+@mistake("backward", "−x̄", "t − softmax, or ascent for descent.", "HIPS/autograd#412")
 class WrongSign(Textbook):
     """Your gradient has the wrong sign."""
 
@@ -76,7 +76,9 @@ class WrongSign(Textbook):
         return -x_bar
 
 
-@mistake("backward", "x̄ = 0", "The value went through .item(), or the graph was cut by detach().")
+@mistake(
+    "backward", "x̄ = 0", "The value went through .item(), or the graph was cut by detach().", "bboylyg/NAD#8"
+)
 class ZeroGradient(Textbook):
     """Your gradient is 0 everywhere: nothing flows back."""
 
@@ -84,7 +86,12 @@ class ZeroGradient(Textbook):
         return 0 * x_bar
 
 
-@mistake("backward", "x̄ / N", "The batch's gradient is averaged over its images once more.")
+@mistake(
+    "backward",
+    "x̄ / N",
+    "The batch's gradient is averaged over its images once more.",
+    "felipecode/coiltraine#37",
+)
 class DividedByTheBatchSize(Textbook):
     """Your gradient is divided by the number of images once more."""
 
@@ -96,6 +103,7 @@ class DividedByTheBatchSize(Textbook):
     "backward",
     "softmax(x_q) L̄ / B in ignored pixels",
     "The one-hot of an ignored label is 0, so softmax minus one-hot is not.",
+    "PaddlePaddle/Paddle#28622",
 )
 class IgnoredPixelsReceive(Textbook):
     """Your ignored pixels receive a gradient: the softmax part is not masked there."""

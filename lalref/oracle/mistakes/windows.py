@@ -97,6 +97,7 @@ class DiamondWindow(Textbook):
     "window",
     "p_a − 2 r_a ≤ q_a ≤ p_a",
     "Padding on one side only, or a slice p : p + k that was never centred.",
+    "castano/nvidia-texture-tools#158",
 )
 class WindowNotCentred(Textbook):
     """Your window ends at the pixel and is not centred on it."""
