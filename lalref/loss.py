@@ -79,7 +79,23 @@ class LocallyAdaptiveLoss(Options):
     """
 
     def __call__(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Array:
-        """Return the loss: equations (1) to (10). Arguments, result and errors are those of `lalref.lal_loss`."""
+        """Return the loss: equations (1) to (10).
+
+        Parameters
+        ----------
+        logits, labels, pixel_weight
+            As for `lalref.lal_loss`.
+
+        Returns
+        -------
+        0-d array, or for reduction="none" a map (N, *grid)
+            As `lalref.lal_loss` returns it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `lalref.lal_loss`.
+        """
         problem = prepare(logits, labels, pixel_weight, self)
         with quiet(problem.xp):
             if self.engine == "definition":
@@ -144,10 +160,23 @@ class LocallyAdaptiveLoss(Options):
     def forward(
         self, logits: Array, labels: Array, *, pixel_weight: Array | None = None, total: Parts | None = None
     ) -> tuple[Array, Cache]:
-        """Return the loss and what `backward` needs; the arrays must stay as they are until then.
+        """Return the loss, equations (1) to (10), and what `backward` needs.
 
-        Arguments, value and errors are those of `value_and_grad`. The cache is of no interest but to `backward`,
-        which takes it as often as wanted.
+        Parameters
+        ----------
+        logits, labels, pixel_weight, total
+            As for `value_and_grad`; the arrays must stay as they are until `backward` has been called.
+
+        Returns
+        -------
+        value : 0-d array, or for reduction="none" a map (N, *grid)
+        cache : Cache
+            Of no interest but to `backward`, which takes it as often as wanted.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `value_and_grad`.
         """
         return self._forward(self._prepare_with(total, logits, labels, pixel_weight), total)
 
@@ -217,7 +246,23 @@ class LocallyAdaptiveLoss(Options):
     def jvp(
         self, logits: Array, labels: Array, tangent: Array, *, pixel_weight: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return the loss and its derivative along `tangent`, (15), as `lalref.lal_jvp` does: all is said there."""
+        """Return the loss and its derivative along `tangent`: equation (15).
+
+        Parameters
+        ----------
+        logits, labels, tangent, pixel_weight
+            As for `lalref.lal_jvp`.
+
+        Returns
+        -------
+        value, value_dot
+            As `lalref.lal_jvp` returns them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `lalref.lal_jvp`.
+        """
         value, value_dot, *_ = self._forward_mode("jvp", logits, labels, tangent, pixel_weight)
         return value, value_dot
 
@@ -230,7 +275,23 @@ class LocallyAdaptiveLoss(Options):
         pixel_weight: Array | None = None,
         grad_output: float | Array = 1.0,
     ) -> tuple[Array, Array]:
-        """Return the gradient and its derivative along `tangent`, (16), as `lalref.lal_hvp` does: all is said there."""
+        """Return the gradient and its derivative along `tangent`: equation (16).
+
+        Parameters
+        ----------
+        logits, labels, tangent, pixel_weight, grad_output
+            As for `lalref.lal_hvp`.
+
+        Returns
+        -------
+        grad, grad_dot
+            As `lalref.lal_hvp` returns them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `lalref.lal_hvp`.
+        """
         _, _, problem, cache, ell_dot, x_dot = self._forward_mode(
             "hvp", logits, labels, tangent, pixel_weight
         )
@@ -272,9 +333,22 @@ class LocallyAdaptiveLoss(Options):
         return value, value_dot, problem, cache, ell_dot, x_dot
 
     def inspect(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Inspection:
-        """Return the maps behind the value: group sizes, divisors, merged vectors, losses and shares.
+        """Return the maps behind the value: equations (2), (4) or (6), (5), (7) and (11).
 
-        Arguments and errors are those of `lalref.lal_loss`; of the engines only "auto" and "array" keep maps.
+        Parameters
+        ----------
+        logits, labels, pixel_weight
+            As for `lalref.lal_loss`.
+
+        Returns
+        -------
+        Inspection
+            Group sizes, divisors, merged vectors, losses and shares, on the stride grid.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `lalref.lal_loss`, and for an engine other than "auto" and "array", which alone keep maps.
 
         Examples
         --------
@@ -299,7 +373,14 @@ class LocallyAdaptiveLoss(Options):
     def parts(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Parts:
         """Return what these arrays contribute to the loss of a larger batch, for `combine`: equation (19).
 
-        Arguments are those of `lalref.lal_loss`; `value_and_grad` has an example.
+        Parameters
+        ----------
+        logits, labels, pixel_weight
+            As for `lalref.lal_loss`.
+
+        Returns
+        -------
+        Parts
 
         Raises
         ------

@@ -19,6 +19,8 @@ from lalref.arrays import FLOATS, Array, dtype_name
 from lalref.loss import LocallyAdaptiveLoss
 from lalref.minkowski import Parts, combine
 
+__all__ = ["scene_parts", "scene_value_and_grad"]
+
 Slices = tuple[slice, ...]
 Spans = Sequence[tuple[int, int]]
 

@@ -25,6 +25,8 @@ try:
 except ImportError as error:
     raise ImportError("lalref.adapters.jax needs JAX: pip install 'lalref[jax]'") from error
 
+__all__ = ["locally_adaptive_loss"]
+
 jnp = jax.numpy
 Array = Any
 

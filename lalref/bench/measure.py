@@ -43,10 +43,23 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How long one contestant took in one setting; seconds and bytes.
+    """How long one contestant took in one setting.
 
-    `ratio` is to torch's cross_entropy and `speedup` over the best torch formulation of this loss, both in the
-    same rounds and None where there was none; `of_copy` is the time over that of copying the logits once.
+    Attributes
+    ----------
+    setting : Setting
+        Shape, labels, window.
+    contestant : str
+    median, minimum : float
+        Seconds a call, over the rounds.
+    rounds : int
+    peak_extra : int or None
+        Bytes at the peak beside the caller's arrays, where they were measured.
+    of_copy : float
+        The median over that of copying the logits once.
+    ratio, speedup : float or None
+        To torch's cross_entropy, and over the best torch formulation of this loss, both in the same rounds; None
+        where there was none.
     """
 
     setting: Setting

@@ -65,6 +65,14 @@ class Command(Subject):
     ------
     UsageError
         There is no such program, a placeholder is missing, or an option is not known.
+
+    Examples
+    --------
+    >>> import sys
+    >>> from lalref.oracle import Command, verify
+    >>> program = Command(f"{sys.executable} -c 'raise SystemExit(3)' {{case}} {{out}}")  # it does nothing but fail
+    >>> verify(program, quick=True, dtype="float64").verdict
+    'wrong'
     """
 
     def __init__(

@@ -58,7 +58,15 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What was found out about a wrong subject: `findings`, likeliest first, and a paragraph for people."""
+    """What was found out about a wrong subject.
+
+    Attributes
+    ----------
+    findings : list of Finding
+        The likeliest first; empty where no known mistake has the numbers.
+    summary : str
+        A paragraph for people.
+    """
 
     findings: list[Finding]
     summary: str

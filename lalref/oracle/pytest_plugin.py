@@ -73,10 +73,33 @@ def suite(
 
 
 class LalOracle:
-    """What the fixture `lal_oracle` gives: right answers, and checks that fail the test with a readable message."""
+    """What the fixture `lal_oracle` gives: right answers, and checks that fail the test with a readable message.
+
+    Examples
+    --------
+    >>> import lalref
+    >>> from lalref.oracle.cases import BY_NAME
+    >>> from lalref.oracle.pytest_plugin import LalOracle
+    >>> oracle, case = LalOracle(), BY_NAME["plain"]  # in a test, the fixtures lal_oracle and lal_case
+    >>> value, grad = oracle.answer(case)
+    >>> grad.shape == case.given_logits.shape
+    True
+    >>> oracle.check(lalref.lal_value_and_grad, case)  # right, so nothing happens
+    """
 
     def answer(self, case: Case) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The right value and gradient of a case of the table, to the last digit of float64."""
+        """The right value and gradient of a case of the table, to the last digit of float64.
+
+        Parameters
+        ----------
+        case : Case
+            As `lal_case` gives them.
+
+        Returns
+        -------
+        value, grad : float64 arrays
+            The value is 0-d, or a map for reduction="none"; the gradient is shaped as ``case.given_logits``.
+        """
         from lalref.oracle import golden
 
         right = golden.load()[case.name]
@@ -91,7 +114,24 @@ class LalOracle:
         framework: str = "numpy",
         fixed: Mapping[str, Any] | None = None,
     ) -> None:
-        """Fail unless `f` is right in `case`; skip where it lacks an option that the case needs."""
+        """Fail unless `f` is right in `case`; skip where it lacks an option that the case needs.
+
+        Parameters
+        ----------
+        f : callable or Subject
+            As for `lalref.oracle.verify`.
+        case : Case
+        dtype : str
+            Of the logits that `f` is given.
+        framework : {"numpy", "torch", "jax", "tensorflow"}
+        fixed : mapping, optional
+            Options that `f` has built in, with their values.
+
+        Raises
+        ------
+        Failed, Skipped
+            pytest's own.
+        """
         from lalref.oracle import golden, render
         from lalref.oracle.judge import measure
 
@@ -112,7 +152,22 @@ class LalOracle:
             pytest.fail("\n".join(told), pytrace=False)
 
     def verify(self, f: Callable[..., Any] | Subject, **options: Any) -> Report:
-        """Fail unless `lalref.oracle.verify` finds `f` right, with its report; return that."""
+        """Fail unless `lalref.oracle.verify` finds `f` right, with its report.
+
+        Parameters
+        ----------
+        f, **options
+            As for `lalref.oracle.verify`.
+
+        Returns
+        -------
+        Report
+
+        Raises
+        ------
+        Failed
+            pytest's own.
+        """
         from lalref.oracle import verify
 
         report = verify(f, **options)
@@ -121,7 +176,22 @@ class LalOracle:
         return report
 
     def gradcheck(self, f: Callable[..., Any], x: npt.ArrayLike, **options: Any) -> GradientCheck:
-        """Fail unless `lalref.oracle.gradcheck` finds the gradient of `f` at `x` right; return what it found."""
+        """Fail unless `lalref.oracle.gradcheck` finds the gradient of `f` at `x` right.
+
+        Parameters
+        ----------
+        f, x, **options
+            As for `lalref.oracle.gradcheck`.
+
+        Returns
+        -------
+        GradientCheck
+
+        Raises
+        ------
+        Failed
+            pytest's own.
+        """
         from lalref.oracle import gradcheck
 
         found = gradcheck(f, x, **options)

@@ -60,17 +60,39 @@ class Result:
         return max(self.value_units, self.grad_units)
 
     def decides(self, strict: bool) -> bool:
-        """Whether the verdict depends on it."""
+        """Whether the verdict depends on it.
+
+        Parameters
+        ----------
+        strict : bool
+            Whether extended features decide too.
+
+        Returns
+        -------
+        bool
+        """
         return strict or not self.feature
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Worst:
-    """All numbers of the worst answer."""
+    """All numbers of the worst answer.
+
+    Attributes
+    ----------
+    case : Case
+        `name`, `reason`, `options` and the arrays that were given.
+    dtype : str
+    what : {"value", "gradient"}
+    expected, got : float64 array
+        The right numbers and the subject's, shaped as the value or the gradient.
+    units : float64 array of that shape
+        How far off each entry is, in error units (20).
+    """
 
     case: Case
     dtype: str
-    what: str  # "value" or "gradient"
+    what: str
     expected: FloatArray
     got: FloatArray
     units: FloatArray
@@ -100,6 +122,12 @@ class Report:
         Option that the subject lacks -> names of the cases that need it.
     worst : Worst or None
         The worst of the deciding answers.
+    subject, framework, framework_version : str
+        Who was judged.
+    dtypes, fixed, quick, strict
+        How: as `lalref.oracle.verify` was told.
+    seconds : float
+        That it took.
     diagnosis : Diagnosis or None
         Which known mistakes have these numbers: `findings`, each with `mistake`, `sentence` and
         `agreement_units`, `share`, and a `summary`.
@@ -140,7 +168,13 @@ class Report:
         return max((r.units for r in self.results if r.decides(self.strict)), default=0.0)
 
     def extended(self) -> dict[str, str]:
-        """Each extended feature: "holds", "differs" or "unsupported", the worst of its cases."""
+        """What came of the extended features.
+
+        Returns
+        -------
+        dict of str to {"holds", "differs", "unsupported"}
+            For each feature the worst of its cases.
+        """
         found: dict[str, str] = {}
         rank = ("holds", "unsupported", "differs")
         for result in self.results:
@@ -150,7 +184,22 @@ class Report:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that JSON can hold; units that are not finite are None."""
+        """Everything that JSON can hold, as `lalref verify --json` writes it.
+
+        Returns
+        -------
+        dict
+            Of strings, numbers, lists and dicts; units that are not finite are None.
+
+        Examples
+        --------
+        >>> import json
+        >>> import lalref
+        >>> from lalref.oracle import verify
+        >>> report = verify(lalref.lal_value_and_grad, dtype="float64", quick=True)
+        >>> json.loads(json.dumps(report.to_dict()))["verdict"]
+        'right'
+        """
 
         def row(result: Result) -> dict[str, Any]:
             fields = dataclasses.asdict(result)
@@ -183,7 +232,13 @@ class Report:
         }
 
     def findings(self) -> list[dict[str, Any]]:
-        """The diagnosis for machines: known mistakes that have these numbers, the likeliest first."""
+        """The diagnosis for machines: known mistakes that have these numbers, the likeliest first.
+
+        Returns
+        -------
+        list of dict
+            Each with ``mistake``, ``sentence``, ``agreement_units`` and ``share``, as a `Finding` has them.
+        """
         return [
             {
                 "mistake": found.mistake,
@@ -195,7 +250,13 @@ class Report:
         ]
 
     def versions(self) -> dict[str, str]:
-        """Of everything that could matter to who reads the report later."""
+        """Of everything that could matter to who reads the report later.
+
+        Returns
+        -------
+        dict of str to str
+            Of lalref, the golden values, Python, NumPy and the subject's framework.
+        """
         try:
             own = importlib.metadata.version("lalref")
         except importlib.metadata.PackageNotFoundError:  # run from a checkout
