@@ -60,6 +60,27 @@ def lacking(block: Block) -> str:
     return ", ".join(name for name, found in zip(needs, here, strict=True) if not found(name))
 
 
+def make_torchvision_importable() -> None:
+    """Declare two operators that importing torchvision looks for.
+
+    Its wheels on PyPI hold code for the CUDA build of torch. Beside the build for CPUs that code does not load, its
+    operators are missing, and the import ends with "operator torchvision::nms does not exist". No page uses them.
+    """
+    import torch
+
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision").declared = library  # which lives as long as they do
+
+
 def run(page: Path, folder: Path) -> list[str]:
     """Run a page's blocks in `folder`; return what was left out and why, and raise where one fails."""
     namespace: dict[str, object] = {"__name__": "__main__"}
@@ -86,6 +107,8 @@ def run(page: Path, folder: Path) -> list[str]:
 
 
 def _python(block: Block, page: Path, namespace: dict[str, object]) -> None:
+    if "segmentation_models_pytorch" in block.said.get("needs", ""):
+        make_torchvision_importable()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
