@@ -15,6 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 
 import lalref
+from lalref.adapters import calls
 from lalref.functions import loss_for
 from lalref.inputs import prepare
 from lalref.minkowski import Parts
@@ -89,19 +90,22 @@ def locally_adaptive_loss(
 # --- On the host ------------------------------------------------------------------------------------------------
 
 
-def _wide(x: Array) -> Array:
-    """16-bit logits in float32, so that the gradient is rounded once, after upstream has been applied."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+def _call(function: Callable[..., Any], loss: Any, like: list[Any], x: Array, *arrays: Array | None) -> Any:
+    """function(loss, x, *arrays) of `lalref.adapters.calls` on the host, with results like `like`.
 
-
-def _call(function: Callable[..., Any], like: Any, *arrays: Array | None) -> Any:
-    """function(*arrays) on the host, whose results are of the shapes and dtypes of `like`."""
+    16-bit logits go in float32, so that the gradient is rounded once, after upstream has been applied.
+    """
 
     def host(*arrays: Array | None) -> Any:
-        found = function(*(a if a is None else np.asarray(a) for a in arrays))
-        return jax.tree.map(lambda a, b: np.asarray(a, b.dtype), found, like)
+        found = function(loss, *(a if a is None else np.asarray(a) for a in arrays))
+        return [np.asarray(a, b.dtype) for a, b in zip(found, like, strict=True)]
 
-    return jax.pure_callback(host, like, *arrays, vmap_method="sequential")
+    wide = x.astype(_like(x).dtype)
+    return jax.pure_callback(host, like, wide, *arrays, vmap_method="sequential")
+
+
+def _like(x: Array) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def _like_value(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Any:
@@ -111,14 +115,9 @@ def _like_value(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array |
     return jax.ShapeDtypeStruct(grid if loss.reduction == "none" else (), _like(x).dtype)
 
 
-def _like(x: Array) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _value(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Array:
-    like = _like_value(loss, x, y, w)
-    return _call(lambda x, y, w: loss(x, y, pixel_weight=w), like, _wide(x), y, w)
+    return _call(calls.value, loss, [_like_value(loss, x, y, w)], x, y, w)[0]
 
 
 def _value_fwd(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Any:
@@ -137,8 +136,7 @@ def _value_bwd(loss: lalref.LocallyAdaptiveLoss, kept: Any, upstream: Array) -> 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _value_and_grad(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Any:
     """The value and the gradient of upstream 1 in the working dtype."""
-    like = _like_value(loss, x, y, w), _like(x)
-    return _call(lambda x, y, w: loss.value_and_grad(x, y, pixel_weight=w), like, _wide(x), y, w)
+    return tuple(_call(calls.value_and_grad, loss, [_like_value(loss, x, y, w), _like(x)], x, y, w))
 
 
 def _value_and_grad_fwd(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Any:
@@ -149,22 +147,15 @@ def _value_and_grad_fwd(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w:
 def _value_and_grad_bwd(loss: lalref.LocallyAdaptiveLoss, kept: Any, bars: tuple[Array, Array]) -> Any:
     x, y, w, grad = kept
     value_bar, tangent = bars
-    grad_dot = _call(
-        lambda x, y, w, v: loss.hvp(x, y, v, pixel_weight=w)[1], _like(x), _wide(x), y, w, tangent
-    )
+    one = jnp.ones_like(value_bar)
+    grad_dot = _call(calls.hvp, loss, [_like(x), one], x, y, w, one, tangent)[0]
     return (value_bar * grad + grad_dot).astype(x.dtype), None, None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradient(
-    loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None, upstream: Array
-) -> Array:
+def _gradient(loss: Any, x: Array, y: Array, w: Array | None, upstream: Array) -> Array:
     """The gradient of a map times `upstream`, in the working dtype."""
-
-    def times(x: Array, y: Array, w: Array | None, g: Array) -> Array:
-        return loss.value_and_grad(x, y, pixel_weight=w, grad_output=g)[1]
-
-    return _call(times, _like(x), _wide(x), y, w, upstream)
+    return _call(calls.gradient, loss, [_like(x)], x, y, w, upstream)[0]
 
 
 def _gradient_fwd(loss: Any, x: Array, y: Array, w: Array | None, upstream: Array) -> Any:
@@ -172,15 +163,9 @@ def _gradient_fwd(loss: Any, x: Array, y: Array, w: Array | None, upstream: Arra
 
 
 def _gradient_bwd(loss: lalref.LocallyAdaptiveLoss, kept: Any, tangent: Array) -> Any:
-    x, y, w, upstream = kept
-
-    def derivatives(x: Array, y: Array, w: Array | None, g: Array, v: Array) -> Any:
-        _, value_dot = loss.jvp(x, y, v, pixel_weight=w)
-        _, grad_dot = loss.hvp(x, y, v, pixel_weight=w, grad_output=g)
-        return grad_dot, value_dot
-
-    like = _like(x), jax.ShapeDtypeStruct(upstream.shape, upstream.dtype)
-    x_bar, upstream_bar = _call(derivatives, like, _wide(x), y, w, upstream, tangent)
+    x, upstream = kept[0], kept[-1]
+    like = [_like(x), jax.ShapeDtypeStruct(upstream.shape, upstream.dtype)]
+    x_bar, upstream_bar = _call(calls.hvp, loss, like, *kept, tangent)
     return x_bar.astype(x.dtype), None, None, upstream_bar
 
 
@@ -195,9 +180,8 @@ _gradient.defvjp(_gradient_fwd, _gradient_bwd)
 def combine_over(axis_name: str | tuple[str, ...], parts: Parts) -> Parts:
     """Put the parts of all devices along mesh axes together, as `lalref.combine` does; inside jax.shard_map."""
     maximum = jax.lax.pmax(parts.maximum, axis_name)
-    nothing = dataclasses.replace(
-        parts, maximum=maximum, power_sum=0 * parts.weight, weight=0 * parts.weight, count=0 * parts.count
-    )
+    zero = 0 * parts.weight
+    nothing = dataclasses.replace(parts, maximum=maximum, power_sum=zero, weight=zero, count=0 * parts.count)
     here = lalref.combine(parts, nothing)  # this device's, its powers in units of the whole's maximum
     sums = {name: jax.lax.psum(getattr(here, name), axis_name) for name in ("power_sum", "weight", "count")}
     return dataclasses.replace(parts, maximum=maximum, **sums)
@@ -210,16 +194,11 @@ def _of_the_whole(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None
 
 def _of_the_whole_fwd(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Any:
     total = combine_over(axis_name, loss.parts(x, y, pixel_weight=w))
-    return total.value, (
-        x,
-        y,
-        w,
-        [getattr(total, name) for name in ("maximum", "power_sum", "weight", "count")],
-    )
+    return total.value, (x, y, w, total.maximum, total.power_sum, total.weight, total.count)
 
 
 def _of_the_whole_bwd(loss: Any, axis_name: Any, kept: Any, upstream: Array) -> Any:
-    x, y, w, (maximum, power_sum, weight, count) = kept
+    x, y, w, maximum, power_sum, weight, count = kept
     total = Parts(maximum, power_sum, weight, count, loss, _like(x).dtype.name)
     _, grad = loss.value_and_grad(x, y, pixel_weight=w, grad_output=upstream, total=total)
     return grad, None, None

@@ -6,15 +6,15 @@ arrays and as a rule the numba engine, in an operation that tf.function leaves w
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import numpy as np
 
 import lalref
+from lalref.adapters import calls
 from lalref.functions import loss_for
-from lalref.options import DefaultIgnoreIndex, OptionsDict
+from lalref.options import OptionsDict
 
 try:
     import keras
@@ -100,6 +100,7 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
 
     def __init__(self, name: str = "locally_adaptive_loss", **options: Unpack[OptionsDict]) -> None:
         self.options = _channels_last(LocallyAdaptiveLoss, options)
+        self._said = {**calls.said(self.options), "axis": self.options.axis}  # whose default is another here
         if keras.backend.backend() != "tensorflow":
             raise ValueError(
                 f"this loss needs Keras on TensorFlow, and it runs on {keras.backend.backend()}: set "
@@ -109,7 +110,7 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss; Keras's own call would make numbers of another type of the labels."""
-        return locally_adaptive_loss(y_true, y_pred, sample_weight, **self._said())
+        return locally_adaptive_loss(y_true, y_pred, sample_weight, **self._said)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the loss."""
@@ -117,11 +118,7 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """The name and the options, for saving."""
-        return {"name": self.name, **self._said()}
-
-    def _said(self) -> dict[str, Any]:
-        fields = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
-        return {k: v for k, v in fields.items() if not isinstance(v, DefaultIgnoreIndex)}
+        return {"name": self.name, **self._said}
 
 
 def _channels_last(caller: Callable[..., Any], options: OptionsDict) -> lalref.LocallyAdaptiveLoss:
@@ -133,20 +130,18 @@ def _channels_last(caller: Callable[..., Any], options: OptionsDict) -> lalref.L
 
 def _value(loss: lalref.LocallyAdaptiveLoss, x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     wide = tf.float64 if x.dtype == tf.float64 else tf.float32
-    arrays = [y] if w is None else [y, w]
+    weights = [] if w is None else [w]
 
-    def call(function: Callable[..., Any], shapes: Sequence[Any], *tensors: Tensor) -> list[Tensor]:
-        """function(*tensors, y, w) of NumPy arrays in the working dtype; results of `shapes`."""
+    def call(function: Callable[..., Any], shapes: Sequence[Any], x: Tensor, *more: Tensor) -> list[Tensor]:
+        """function(loss, x, y, w, *more) of `lalref.adapters.calls` in the working dtype; results of `shapes`."""
 
-        def host(*found: Any) -> list[Any]:
-            y, *w = found[len(tensors) :]
-            results = function(*found[: len(tensors)], y, w[0] if w else None)
-            return [np.asarray(a, wide.as_numpy_dtype) for a in results]
+        def host(y: Any, x: Any, *rest: Any) -> list[Any]:
+            w = rest[-1] if weights else None
+            found = function(loss, x, y, w, *rest[: len(more)])
+            return [np.asarray(a, wide.as_numpy_dtype) for a in found]
 
-        given = [tf.cast(t, wide) for t in tensors]
-        results = tf.nest.flatten(
-            tf.numpy_function(host, [*given, *arrays], [wide] * len(shapes), stateful=False)
-        )
+        given = [y, *(tf.cast(t, wide) for t in (x, *more)), *weights]
+        results = tf.nest.flatten(tf.numpy_function(host, given, [wide] * len(shapes), stateful=False))
         for result, shape in zip(results, shapes, strict=True):
             result.set_shape(shape)
         return results  # type: ignore[no-any-return]
@@ -156,19 +151,14 @@ def _value(loss: lalref.LocallyAdaptiveLoss, x: Tensor, y: Tensor, w: Tensor | N
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def value(x: Tensor) -> Any:
         if loss.reduction == "none":  # its gradient waits for what comes from above
-            (ell,) = call(lambda x, y, w: [loss(x, y, pixel_weight=w)], [grid], x)
-            return ell, lambda upstream: gradient(x, upstream)
-        L, grad = call(lambda x, y, w: loss.value_and_grad(x, y, pixel_weight=w), [grid, x.shape], x)
+            return call(calls.value, [grid], x)[0], lambda upstream: gradient(x, upstream)
+        L, grad = call(calls.value_and_grad, [grid, x.shape], x)
         return L, lambda upstream: times(x, upstream, grad)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def gradient(x: Tensor, upstream: Tensor) -> Any:
         """The gradient times upstream, in the dtype of x."""
-
-        def back(x: Any, g: Any, y: Any, w: Any) -> Any:
-            return loss.value_and_grad(x, y, pixel_weight=w, grad_output=g)[1:]
-
-        (grad,) = call(back, [x.shape], x, upstream)
+        (grad,) = call(calls.gradient, [x.shape], x, upstream)
         return tf.cast(grad, x.dtype), lambda tangent: again(x, upstream, tangent)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -178,13 +168,7 @@ def _value(loss: lalref.LocallyAdaptiveLoss, x: Tensor, y: Tensor, w: Tensor | N
 
     def again(x: Tensor, upstream: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """The derivatives of <gradient, tangent> with respect to x and upstream."""
-
-        def derivatives(x: Any, g: Any, v: Any, y: Any, w: Any) -> Any:
-            _, value_dot = loss.jvp(x, y, v, pixel_weight=w)
-            _, grad_dot = loss.hvp(x, y, v, pixel_weight=w, grad_output=g)
-            return grad_dot, value_dot
-
-        x_bar, upstream_bar = call(derivatives, [x.shape, upstream.shape], x, upstream, tangent)
+        x_bar, upstream_bar = call(calls.hvp, [x.shape, upstream.shape], x, upstream, tangent)
         return tf.cast(x_bar, x.dtype), upstream_bar
 
     return value(x)

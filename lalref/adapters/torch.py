@@ -1,17 +1,16 @@
 """The loss inside PyTorch: a function and a module, with autograd, autocast and torch.compile.
 
-This room is the door: what torch's users pass is checked here and given to `lalref.adapters.torch_operators`,
-where tensors meet an engine and autograd its derivatives.
+What torch's users pass is checked here, and torch.autograd.Function chains the calls of `lalref.adapters.calls`, once
+for the gradient and once more for double backward. How tensors of a device become an engine's arrays, and what a
+compiler sees of that, is `lalref.adapters.torch_arrays`. No arithmetic of the loss may come in.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import Any, Unpack
 
 import lalref
-from lalref.functions import loss_for
+from lalref.adapters import calls
 from lalref.minkowski import Parts
 from lalref.options import OptionsDict
 
@@ -20,11 +19,9 @@ try:
 except ImportError as error:
     raise ImportError("lalref.adapters.torch needs PyTorch: pip install 'lalref[torch]'") from error
 
-from lalref.adapters.torch_operators import loss_of, on_engine, parts_of, value_and_grad
+from lalref.adapters.torch_arrays import call, loss_of, on_engine, spelt_of
 
 Tensor = Any  # torch has types, but need not be installed where these are checked
-NUMBERS = ("maximum", "power_sum", "weight", "count")  # of Parts, as the operators take them
-HALF = (torch.float16, torch.bfloat16)
 
 
 def locally_adaptive_loss(
@@ -46,7 +43,8 @@ def locally_adaptive_loss(
         It gets no gradient, so it must not require one.
     total : Parts, optional
         The `lalref.combine`-d parts of a whole, from `LocallyAdaptiveLoss.parts`: the value is then the
-        whole's, and the gradient that of the whole's value.
+        whole's, and the gradient that of the whole's value. It is not compiled by torch.compile, and gives
+        first derivatives only.
     **options
         As for `lalref.LocallyAdaptiveLoss`. torch ignores the label -100 where nobody says otherwise, lalref
         255: say ignore_index=-100 for labels made for torch. class_weight may be a tensor.
@@ -71,7 +69,7 @@ def locally_adaptive_loss(
     >>> round(float(logits.grad[0, 0].sum()), 6)
     -0.5
     """
-    return _apply(input, target, pixel_weight, total, _spelt_while_tracing(**options))
+    return _apply(input, target, pixel_weight, total, spelt_of(locally_adaptive_loss, **options))
 
 
 class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
@@ -93,7 +91,7 @@ class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
 
     def __init__(self, **options: Unpack[OptionsDict]) -> None:
         super().__init__()
-        self._spelt = _spelt(loss_for(LocallyAdaptiveLoss, options))
+        self._spelt = spelt_of(LocallyAdaptiveLoss, **options)
 
     @property
     def options(self) -> lalref.LocallyAdaptiveLoss:
@@ -101,87 +99,90 @@ class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
         return loss_of(self._spelt)
 
     def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        pixel_weight: Tensor | None = None,
-        *,
-        total: Parts | None = None,
+        self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None, *, total: Parts | None = None
     ) -> Tensor:
         """Return the loss, as `locally_adaptive_loss` does."""
         return _apply(input, target, pixel_weight, total, self._spelt)
 
     def parts(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Parts:
         """Return what these tensors contribute to the loss of a larger batch, for `lalref.combine`; no gradient."""
-        input, pixel_weight = _checked(input, target, pixel_weight)
-
-        def call(x: Any, y: Any, w: Any) -> list[Any]:
-            found = self.options.parts(x, y, pixel_weight=w)
-            return [getattr(found, name) for name in NUMBERS]
-
-        numbers = on_engine(self.options, call, input, target, pixel_weight)
-        found: Parts = parts_of(numbers, input, self.options)
+        x, w = _checked(input, target, pixel_weight)
+        found: Parts = on_engine(calls.parts, self._spelt, x, target, w)[0]
         return found
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""
-        return ", ".join(f"{k}={v!r}" for k, v in json.loads(self._spelt).items())
-
-
-# --- From options and tensors to what an operator takes --------------------------------------------------------------
-
-
-def _spelt(loss: lalref.LocallyAdaptiveLoss) -> str:
-    """The options as text, which an operator can take and a compiler can keep."""
-    said = {f.name: (getattr(loss, f.name), f.default) for f in dataclasses.fields(loss)}
-    return json.dumps({name: value for name, (value, default) in said.items() if value is not default})
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _spelt_while_tracing(**options: Unpack[OptionsDict]) -> str:
-    return _spelt(loss_for(locally_adaptive_loss, options))
+        return ", ".join(f"{k}={v!r}" for k, v in calls.said(self.options).items())
 
 
 def _checked(input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Logits and weights, 16-bit ones in float32; what the operators can't tell any more is told here.
+    """Logits and weights, 16-bit ones in float32; what an engine can't tell any more is told here.
 
     Autograd rounds the gradient of a 16-bit input once, after upstream has been applied.
     """
-    for name, tensor in {"input": input, "target": target, "pixel_weight": pixel_weight}.items():
-        if tensor is None and name == "pixel_weight":
-            continue
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"{name} must be a torch.Tensor; got {type(tensor).__name__}: torch.as_tensor() makes one"
-            )
-        if tensor.device != input.device:
-            raise ValueError(
-                f"input and {name} must be on one device; got {input.device} and {tensor.device}: move one of them"
-            )
-        if name != "input" and tensor.requires_grad:
-            raise ValueError(
-                f"{name} requires a gradient, and the loss has none for it: pass {name}.detach()"
-            )
-    x, w = (t.float() if t is not None and t.dtype in HALF else t for t in (input, pixel_weight))
+    for name, tensor in (("input", input), ("target", target), ("pixel_weight", pixel_weight)):
+        if not isinstance(tensor, torch.Tensor) and not (tensor is None and name == "pixel_weight"):
+            told = f"{name} must be a torch.Tensor; got {type(tensor).__name__}: torch.as_tensor() makes one"
+            raise TypeError(told)
+        if tensor is not None and tensor.device != input.device:
+            told = f"input and {name} must be on one device; got {input.device} and {tensor.device}"
+            raise ValueError(f"{told}: move one of them")
+        if tensor is not None and tensor.requires_grad and name != "input":
+            told = f"{name} requires a gradient, and the loss has none for it: pass {name}.detach()"
+            raise ValueError(told)
+    half = torch.float16, torch.bfloat16
+    x, w = (t.float() if t is not None and t.dtype in half else t for t in (input, pixel_weight))
     return x, w
 
 
-def _apply(
-    input: Tensor, target: Tensor, pixel_weight: Tensor | None, total: Parts | None, options: str
-) -> Tensor:
+def _apply(input: Tensor, target: Tensor, pixel_weight: Any, total: Parts | None, spelt: str) -> Tensor:
     x, w = _checked(input, target, pixel_weight)
-    numbers = None if total is None else _numbers(total, x, loss_of(options))
-    return value_and_grad(x, target, w, options, numbers, x.requires_grad and torch.is_grad_enabled())[0]
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return call("value", spelt, x, target, w, total=total)[0]
+    apply = _Value.apply if total is None else torch.compiler.disable(_Value.apply)
+    return apply(x, target, w, spelt, total)
 
 
-def _numbers(total: Parts, x: Tensor, loss: lalref.LocallyAdaptiveLoss) -> Tensor:
-    """The numbers of a Parts as float64 (4,) on the logits' device."""
-    if not isinstance(total, Parts):
-        raise TypeError(f"total= takes the Parts that combine() returns; got {type(total).__name__}")
-    dtype = str(x.dtype).removeprefix("torch.")
-    if loss.reduction == "none" or (total.options, total.dtype) != (loss, dtype):
-        raise ValueError(
-            f"total= takes the combined parts of this loss, {loss} in {dtype}; got {total.options} in {total.dtype}"
-        )
-    numbers = [torch.as_tensor(getattr(total, name), device=x.device) for name in NUMBERS]
-    return torch.stack([number.to(torch.float64) for number in numbers])
+# --- What autograd sees -----------------------------------------------------------------------------------------
+
+
+class _Value(torch.autograd.Function):  # type: ignore[misc]
+    """The value of the loss, which keeps the gradient of a number until it is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, w: Any, spelt: str, total: Parts | None) -> Tensor:
+        value, *grad = call("value_and_grad", spelt, x, y, w, total=total)
+        ctx.save_for_backward(x, y, w)
+        ctx.said, ctx.grad = (spelt, total), grad[0] if grad else None
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        x, y, w = ctx.saved_tensors
+        grad, ctx.grad = ctx.grad, None  # given away: x.grad then is this memory, not a copy of it
+        compiling = torch.compiler.is_compiling()
+        if grad is None or (torch.is_grad_enabled() and not compiling):
+            return _Gradient.apply(x, y, w, *ctx.said, upstream), *(None,) * 4
+        if compiling or upstream.device.type != "cpu" or upstream.item() != 1:  # a GPU is not waited for
+            grad = grad * upstream
+        return grad, *(None,) * 4
+
+
+class _Gradient(torch.autograd.Function):  # type: ignore[misc]
+    """The gradient times upstream."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, w: Any, spelt: str, total: Parts | None, upstream: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, y, w, upstream)
+        ctx.said = spelt, total
+        return call("gradient", spelt, x, y, w, upstream, total=total)[0]
+
+    @staticmethod
+    def backward(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
+        spelt, total = ctx.said
+        if total is not None:
+            raise NotImplementedError("total= gives first derivatives only: take second ones of the whole")
+        x_bar, upstream_bar = call("hvp", spelt, *ctx.saved_tensors, tangent)
+        return x_bar, *(None,) * 4, upstream_bar

@@ -92,7 +92,7 @@ def _total(
     group: Any,
     timeout: float,
 ) -> Parts:
-    """The combined parts of all processes, on the CPU."""
+    """The combined parts of all processes, on the device of the input."""
     refused: Exception | None = None
     numbers, key = [0.0] * 4, 0
     try:
@@ -124,6 +124,7 @@ def _total(
             f"every process must have the same options and dtype of the loss; rank {ranks} of the group differs from "
             f"this one, {here.options} in {here.dtype}"
         )
+    rows = rows.to(input.device)
     return lalref.combine(
         *(Parts(row[0], row[1], row[2], row[3].to(torch.int64), here.options, here.dtype) for row in rows)
     )

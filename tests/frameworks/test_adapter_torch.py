@@ -1,16 +1,18 @@
 """The loss inside PyTorch: right by the oracle and by gradcheck, under autocast and torch.compile, and its door."""
 
+import contextlib
 import math
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from samples import OMEGA, OPTIONS, X, Y, each_option
+from samples import OMEGA, OPTIONS, V, X, Y, each_option
 
 from lalref import LocallyAdaptiveLoss as Loss
-from lalref import lal_value_and_grad, oracle
+from lalref import combine, lal_hvp, lal_value_and_grad, oracle
 
 torch = pytest.importorskip("torch")
 
@@ -107,6 +109,9 @@ def test_under_autocast_the_loss_is_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # torch's own, by its compiler
 @pytest.mark.parametrize(
     "options", [{}, {"reduction": "none", "stride": 2}, {"space": "probabilities"}], ids=str
 )
@@ -152,19 +157,37 @@ def test_torchs_own_compiler_takes_it_whole(tmp_path, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("options", [{}, {"reduction": "none", "stride": 2}], ids=str)
-def test_the_operators_keep_torchs_rules(options):
-    from lalref.adapters import torch_operators as adapter
-
+@pytest.mark.parametrize("options", [{}, {"reduction": "none", "stride": 2}, {"axis": -1}], ids=str)
+def test_the_operator_keeps_torchs_rules(options):
+    """Nothing is written to, and the shapes that are told while tracing hold."""
     x, y, w = tensors(torch.float32)
+    x = x.detach().movedim(1, -1) if "axis" in options else x.detach()
     criterion = LocallyAdaptiveLoss(kernel_size=3, **options)
-    first = x.detach(), y, w, criterion._spelt
-    upstream = torch.full_like(criterion(*first[:3]), 2.0)
-    rules = ["test_schema", "test_faketensor"]  # nothing is written to, and shapes told while tracing hold
-    torch.library.opcheck(adapter.value_and_grad, (*first, None, True), test_utils=rules)
-    torch.library.opcheck(adapter.value_and_grad, (*first, None, False), test_utils=rules)
-    torch.library.opcheck(adapter.gradient, (*first, None, upstream), test_utils=rules)
-    torch.library.opcheck(adapter.hvp, (*first, upstream, first[0]), test_utils=rules)
+    upstream = torch.full_like(criterion(x, y, w), 2.0)
+    for what, more in {
+        "value": [],
+        "value_and_grad": [],
+        "gradient": [upstream],
+        "hvp": [upstream, x],
+    }.items():
+        arguments = what, criterion._spelt, [x, y, w, *more]
+        torch.library.opcheck(
+            torch.ops.lalref.call.default, arguments, test_utils=["test_schema", "test_faketensor"]
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, by its compiler where it lets torch take over
+def test_torch_compile_leaves_parts_of_a_whole_to_torch():
+    torch._dynamo.reset()
+    criterion, (x, y, _) = LocallyAdaptiveLoss(kernel_size=3), tensors()
+    total = combine(criterion.parts(x[:1], y[:1]), criterion.parts(x[1:], y[1:]))
+    compiled = torch.compile(lambda x, y: 2 * criterion(3 * x, y, total=total), backend="aot_eager")
+    found, right = (
+        torch.autograd.grad(f(x, y), x)[0]
+        for f in (compiled, lambda x, y: 2 * criterion(3 * x, y, total=total))
+    )
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-15)
 
 
 def test_the_engine_works_on_the_tensors_own_memory(monkeypatch):
@@ -176,6 +199,63 @@ def test_the_engine_works_on_the_tensors_own_memory(monkeypatch):
     x, y, _ = tensors(torch.float32)
     locally_adaptive_loss(x, y).backward()
     assert [a.__array_interface__["data"][0] for a in seen[0]] == [x.data_ptr(), y.data_ptr()]
+
+
+class OnGpu(torch.Tensor):
+    """A tensor in the CPU's memory that says it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda", 0))
+
+    def __dlpack_device__(self):
+        return self.as_subclass(torch.Tensor).__dlpack_device__()
+
+    def __dlpack__(self, **how):
+        return self.as_subclass(torch.Tensor).__dlpack__(**how)
+
+
+def test_tensors_on_a_gpu_reach_the_engine_by_dlpack_in_torchs_stream(monkeypatch):
+    """Shown with stand-ins for CuPy and the device; tests/gpu shows it on one."""
+    inside, seen = [], []
+
+    @contextlib.contextmanager
+    def entered(*what):
+        inside.append(what)
+        yield
+        inside.remove(what)
+
+    def from_dlpack(tensor):
+        assert inside == [("device", 0), ("stream", 7, 0)]
+        seen.append(tensor.data_ptr())
+        return np.from_dlpack(tensor)
+
+    cuda = SimpleNamespace(
+        Device=lambda index: entered("device", index), ExternalStream=lambda *to: entered("stream", *to)
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(from_dlpack=from_dlpack, cuda=cuda))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=device.index + 7)
+    )
+    back = torch.from_dlpack  # CuPy's numbers are arrays, NumPy's are not
+    monkeypatch.setattr(torch, "from_dlpack", lambda a: back(np.asarray(a)).as_subclass(OnGpu))
+    x, y, w = (t.detach().as_subclass(OnGpu) for t in tensors())
+    x.requires_grad_()
+    value = locally_adaptive_loss(x, y, pixel_weight=w)
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    (grad_dot,) = torch.autograd.grad(grad, x, torch.from_numpy(V))
+    assert seen[:3] == [t.data_ptr() for t in (x, y, w)]
+    assert not inside
+    right, right_grad = lal_value_and_grad(X, Y, pixel_weight=OMEGA)
+    np.testing.assert_allclose(value.item(), right, rtol=1e-14)
+    np.testing.assert_allclose(grad.detach(), right_grad, rtol=1e-13, atol=1e-16)
+    np.testing.assert_allclose(grad_dot, lal_hvp(X, Y, V, pixel_weight=OMEGA)[1], rtol=1e-12, atol=1e-15)
+    criterion = LocallyAdaptiveLoss()
+    total = combine(criterion.parts(x[:1], y[:1]), criterion.parts(x[1:], y[1:]))
+    np.testing.assert_allclose(criterion(x, y, total=total).item(), lal_value_and_grad(X, Y)[0], rtol=1e-14)
+    with pytest.raises(ValueError, match="input and target must be on one device; got cuda:0 and cpu"):
+        locally_adaptive_loss(x, torch.from_numpy(Y))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ImportError, match=r"tensors on a GPU need CuPy: pip install 'lalref\[cuda13\]'"):
+        locally_adaptive_loss(x, y)
 
 
 def test_layouts_and_the_array_engine():
@@ -199,7 +279,7 @@ def test_a_module_is_its_options():
     )
     assert criterion.options == Loss(kernel_size=3, ignore_index=-100, class_weight=(1.0, 2.0, 0.5))
     assert repr(criterion).startswith(
-        "LocallyAdaptiveLoss(kernel_size=3, ignore_index=-100, class_weight=[1.0"
+        "LocallyAdaptiveLoss(kernel_size=3, ignore_index=-100, class_weight=(1.0"
     )
     y = torch.where(torch.from_numpy(Y) == 255, -100, torch.from_numpy(Y))
     plain = LocallyAdaptiveLoss(kernel_size=3, class_weight=(1.0, 2.0, 0.5))
@@ -247,7 +327,7 @@ def test_the_door():
     criterion, other = LocallyAdaptiveLoss(), LocallyAdaptiveLoss(p=2)
     with pytest.raises(ValueError, match="total= takes the combined parts of this loss"):
         criterion(x, y, total=other.parts(x, y))
-    with pytest.raises(ValueError, match="in float32; got"):
+    with pytest.raises(ValueError, match="total= is of parts in float64"):
         criterion(x.float(), y, total=criterion.parts(x, y))
     with pytest.raises(TypeError, match="total= takes the Parts"):
         criterion(x, y, total=1.0)
