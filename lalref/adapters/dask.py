@@ -1,23 +1,24 @@
 """The loss of dask arrays: lazily, chunk by chunk, with the pixels around each chunk that its windows read.
 
-The chunks of the logits are the tiles of `lalref.scenes`, cut by slicing. dask's map_overlap would refuse or merge
-chunks smaller than the halo; a slice may cross them, and a chunk be no multiple of the stride. Nothing is padded, and
-the parts are put together as a tree.
+dask's map_overlap brings each chunk its halo. Windows of the halo are other chunks' and take no part (weight 0), and
+the chunks' parts are combined by a tree reduction. No arithmetic of the loss may come in.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import lalref
-from lalref.scenes import Spans, check_maps, tiles
+from lalref.minkowski import Parts
+from lalref.scenes import Spans, Tile, check_maps, tiles
 
 try:
-    import dask
     import dask.array as da
+    from dask.array.overlap import ensure_minimum_chunksize
 except ImportError as error:
     raise ImportError("lalref.adapters.dask needs dask: pip install 'lalref[dask]'") from error
 
@@ -40,8 +41,8 @@ def dask_value_and_grad(
     loss : lalref.LocallyAdaptiveLoss
         With reduction "mean" or "sum".
     logits : dask.array (N, C, *S)
-        In chunks of any size; the class axis is read whole. The smaller a chunk is beside the window, the more
-        is read twice.
+        In chunks of any size; the class axis is read whole, and chunks smaller than the halo are merged with
+        their neighbours. The smaller a chunk is beside the window, the more is read twice.
     labels, pixel_weight : dask.array (N, *S)
         In any chunks.
     grad_output : float, default 1.0
@@ -68,28 +69,84 @@ def dask_value_and_grad(
     >>> round(float(value.compute()), 6), grad.chunks == x.chunks
     (0.693147, True)
     """
-    for name, array in {"logits": logits, "labels": labels, "pixel_weight": pixel_weight}.items():
-        if not isinstance(array, da.Array) and not (name == "pixel_weight" and array is None):
-            raise TypeError(
-                f"{name} must be a dask array; got {type(array).__name__}: dask.array.from_array() makes one"
-            )
+    maps = {"labels": labels} if pixel_weight is None else {"labels": labels, "pixel_weight": pixel_weight}
+    for name, array in {"logits": logits, **maps}.items():
+        if not isinstance(array, da.Array):
+            told = f"{name} must be a dask array; got {type(array).__name__}"
+            raise TypeError(f"{told}: dask.array.from_array() makes one")
     check_maps(loss, logits, labels, pixel_weight)
-    axis = loss.axis % logits.ndim
-    edges = [list(itertools.accumulate(chunks, initial=0)) for chunks in logits.chunks]
-    spans: list[Spans] = [list(itertools.pairwise(e)) for a, e in enumerate(edges) if a != axis]
-    arrays = logits, labels, pixel_weight
-    parts = [
-        dask.delayed(cut.parts, pure=False)(loss, *cut.read(*arrays))
-        for cut in tiles(loss, logits.shape, spans, 1)
-    ]
-    while len(parts) > 1:
-        groups = [parts[i : i + BRANCHES] for i in range(0, len(parts), BRANCHES)]
-        parts = [dask.delayed(lalref.combine)(*group) for group in groups]
-    (total,) = parts
     dtype = np.dtype("float64" if logits.dtype == np.float64 else "float32")
-    value = da.from_delayed(dask.delayed(lambda t: np.asarray(t.value))(total), (), dtype)
-    blocks = np.empty([1 if a == axis else n for a, n in enumerate(logits.numblocks)], object)
-    for at, cut in zip(np.ndindex(blocks.shape), tiles(loss, logits.shape, spans, 2), strict=True):
-        grad = dask.delayed(cut.gradient)(loss, total, grad_output, *cut.read(*arrays))
-        blocks[at] = da.from_delayed(grad, tuple(s.stop - s.start for s in cut.inner), dtype)
-    return value, da.block(blocks.tolist()).rechunk(logits.chunks)
+    axis, axes = loss.axis % logits.ndim, range(logits.ndim)
+    others = tuple(a for a in axes if a != axis)
+
+    def as_block(total: Parts) -> Array:
+        numbers = [total.maximum, total.power_sum, total.weight, total.count]
+        return np.reshape(np.asarray(numbers, np.float64), [4 if a == axis else 1 for a in axes])
+
+    def combined(blocks: Array) -> Parts:
+        rows = np.moveaxis(blocks, axis, -1).reshape(-1, 4)  # (parts, 4)
+        return lalref.combine(*(Parts(m, S, B, np.int64(M), loss, dtype.name) for m, S, B, M in rows))
+
+    def parts(cut: Tile, *arrays: Array) -> Array:
+        return as_block(cut.parts(loss, *arrays))
+
+    def gradient(cut: Tile, *arrays: Array, total: Array) -> Array:
+        return cut.gradient(loss, combined(total), grad_output, *arrays)
+
+    blocks = _mapped(parts, loss, 1, logits, list(maps.values()), 4, np.dtype("float64"))
+    total = da.reduction(
+        blocks,
+        lambda a, axis, keepdims: a,
+        lambda a, axis, keepdims: as_block(combined(a)),
+        axis=others,
+        keepdims=True,
+        split_every=BRANCHES,
+        dtype=np.float64,
+    )
+    value = total.map_blocks(
+        lambda a: np.asarray(combined(a).value), drop_axis=list(axes), dtype=dtype, meta=np.empty((), dtype)
+    )
+    grad = _mapped(gradient, loss, 2, logits, list(maps.values()), None, dtype, total=total)
+    return value, grad.rechunk(logits.chunks)
+
+
+def _mapped(
+    function: Callable[..., Array],
+    loss: lalref.LocallyAdaptiveLoss,
+    halo: int,
+    logits: Array,
+    maps: list[Array],
+    classes: int | None,
+    dtype: Any,
+    **more: Any,
+) -> Array:
+    """function(tile, *arrays) of every chunk, in an array of its chunks, with `classes` numbers where classes were."""
+    axis = loss.axis % logits.ndim
+    sizes = zip((0, *loss.radii(logits.ndim - 2)), (1, *loss.strides(logits.ndim - 2)), strict=True)
+    depth = [halo * r + s - 1 for r, s in sizes]  # to where the stride grid of the whole has a window too
+    depth.insert(axis, 0)
+    depth = [min(d, n) for d, n in zip(depth, logits.shape, strict=True)]
+    merged = [ensure_minimum_chunksize(d, c) for d, c in zip(depth, logits.chunks, strict=True)]
+    merged[axis] = (logits.shape[axis],)
+    edges = [list(itertools.accumulate(c, initial=0)) for a, c in enumerate(merged) if a != axis]
+    spans: list[Spans] = [list(itertools.pairwise(e)) for e in edges]
+    cuts = dict(zip(np.ndindex(*map(len, merged)), tiles(loss, logits.shape, spans, halo), strict=True))
+
+    def block(x: Array, *maps: Array, block_id: tuple[int, ...], **more: Any) -> Array:
+        cut = cuts[block_id]
+        start = [max(0, inner.start - d) for inner, d in zip(cut.inner, depth, strict=True)]
+        outer = tuple(slice(o.start - i, o.stop - i) for o, i in zip(cut.outer, start, strict=True))
+        y, *w = (np.squeeze(a, axis)[outer[:axis] + outer[axis + 1 :]] for a in maps)
+        return function(cut, x[outer], y, w[0] if w else None, **more)
+
+    flat = [(1,) if a == axis else c for a, c in enumerate(merged)]
+    given = [logits.rechunk(merged), *(da.expand_dims(a, axis).rechunk(flat) for a in maps)]
+    chunks = (
+        merged
+        if classes is None
+        else [(classes,) if a == axis else (1,) * len(c) for a, c in enumerate(merged)]
+    )
+    return da.map_overlap(
+        block, *given, depth=dict(enumerate(depth)), boundary="none", trim=False, chunks=tuple(chunks),
+        dtype=dtype, meta=np.empty((0,) * logits.ndim, dtype), **more,
+    )  # fmt: skip
