@@ -29,7 +29,7 @@ test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorF
 test-cuda-host: ## the GPU kernels: run on the CPU, and compiled for three GPUs (5 min; 1.2 GB)
 	@command -v g++ > /dev/null || { echo "skipped: test-cuda-host needs g++, and there is none here. On Debian and Ubuntu: apt install g++"; exit 0; }; \
 	$(MAKE_COMMAND) --no-print-directory $(VENV_CUDA)/ready && \
-	$(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
+	LALREF_NVRTC=needed $(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
 	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py tests/test_tiny_losses.py
 
 experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left; RESULTS=folder does all of it anew

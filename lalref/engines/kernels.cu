@@ -4,6 +4,7 @@
 // same bits. A block is a tile of blockDim.y rows and blockDim.x columns of windows or of pixels, and every kernel
 // that pools goes through `pool` of kernels_pooling.cu. Symbols and equation numbers are those of docs/specification.md.
 // No #include, no vector types, no inline assembly: NVRTC compiles this text, and g++ compiles it to test it.
+// CuPy asks the compiler for -ftz=true after all that is asked for here, so a subnormal float is 0 in all arithmetic.
 
 typedef long long Index;  // of an element: arrays may have more than 2^31 of them
 
@@ -15,7 +16,8 @@ __device__ inline double widen(double v) { return v; }
 __device__ inline float widen(bfloat16 v) { return __uint_as_float((unsigned)v.bits << 16); }
 __device__ inline float widen(float16 v) {
     const unsigned magnitude = v.bits & 0x7fffu;
-    float wide = __uint_as_float(magnitude << 13) * 5.192296858534828e33f;  // 2^112: exact, for subnormals too
+    float wide = __uint_as_float((magnitude << 13) + 0x38000000u);
+    if (magnitude < 0x0400u) wide = float(magnitude) * 5.9604644775390625e-8f;  // subnormal: so many times 2^-24
     if (magnitude >= 0x7c00u) wide = __uint_as_float(0x7f800000u | magnitude << 13);
     return __uint_as_float(__float_as_uint(wide) | (v.bits & 0x8000u) << 16);
 }
@@ -38,6 +40,8 @@ __device__ inline void narrow(float v, float16& out) {
 template <typename T> __device__ inline bool is_finite(T v) { return v - v == T(0); }
 template <typename T> __device__ inline T not_a_number() { return T(__uint_as_float(0x7fc00000u)); }
 template <typename T> __device__ inline T minus_infinity() { return T(__uint_as_float(0xff800000u)); }
+__device__ inline float smallest(float) { return __uint_as_float(0x00800000u); }  // of what is not flushed to 0
+__device__ inline double smallest(double) { return 0; }
 
 // One call of the loss; kernels.py has the same fields in the same order.
 struct Call {

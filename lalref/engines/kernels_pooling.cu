@@ -1,10 +1,11 @@
 // Stage 1, pooling: (A u)_p = sum over q in G_p of w(d(p, q)) u_q, (13). kernels.cu comes before this text.
 
-// w(d) for d = 0 .. reach, (1), at the start of the block's shared memory; what follows it is for column sums.
+// w(d) for d = 0 .. reach, (1), at the start of the block's shared memory; what follows it is for column sums. A
+// weight that would be flushed to 0 is put at the least that is not: else 0 times an infinite logit would be NaN.
 template <typename T> __device__ T* weight_table(const Call& call, T* weight) {
     const int reach = max(call.reach_h, call.reach_w);
     for (int d = threadIdx.y * blockDim.x + threadIdx.x; d <= reach; d += blockDim.x * blockDim.y)
-        weight[d] = call.sigma > 0 ? T(exp(-0.5 * (d / call.sigma) * (d / call.sigma))) : T(1);
+        weight[d] = call.sigma > 0 ? max(smallest(T()), T(exp(-0.5 * (d / call.sigma) * (d / call.sigma)))) : T(1);
     __syncthreads();
     return weight + reach + 1;
 }

@@ -1,5 +1,7 @@
 """The cuda engine on the CPU: its own `kernels` module and kernel text, where only the launch is another.
 
+As on a GPU, where CuPy asks for it, subnormal float32 numbers are 0 in all arithmetic.
+
 `on_host` replaces what `lalref.engines.kernels` compiles with, and makes the front door choose that engine
 for NumPy arrays. Nothing of the engine may be replaced beyond that.
 """
@@ -16,7 +18,7 @@ from unittest import mock
 import lalref.loss
 from cuda_host.host import HostModule
 from lalref.engines import array, kernels, kernels_geometry
-from lalref.engines.kernels import kernel_names, source
+from lalref.engines.kernels import TYPES, kernel_names, source
 
 SMALL_TILES = {"TILE": (8, 4), "WIDE_TILE": (32, 1)}  # so that small images have several
 
@@ -27,7 +29,8 @@ def compiled(
 ) -> HostModule:
     """Build what `kernels.load` compiles; `fault` names one of `FAULTS` to plant first."""
     text = FAULTS[fault](source()) if fault else source()
-    return HostModule(text, tuple(kernel_names(dtype, space, channels).values()), options, sanitizer)
+    names = tuple(kernel_names(dtype, space, channels).values())
+    return HostModule(text, names, options, sanitizer, flush=TYPES[dtype][1] == "float")
 
 
 @contextlib.contextmanager

@@ -61,6 +61,8 @@ class HostModule:
         "address", "undefined" or "thread": then Python must run with its library loaded before all others.
     last : int
         Only so many blocks at the end of each launch are run.
+    flush : bool
+        Subnormal numbers are 0 in arithmetic, as CuPy has float32 compiled (on x86; elsewhere as without).
     order : int
         0: threads and blocks run as they are numbered; 1: backwards; any other number: shuffled by it.
     """
@@ -73,8 +75,9 @@ class HostModule:
         sanitizer: str = "",
         order: int = 0,
         last: int = 2**32 - 1,
+        flush: bool = False,
     ) -> None:
-        self.names, self.order, self.last = list(names), order, last
+        self.names, self.order, self.last, self.flush = list(names), order, last, flush
         exports = "".join(f"HOST_EXPORT(host_kernel_{i}, {name})\n" for i, name in enumerate(names))
         self.folder = build(f'#include "host.h"\n{to_host(text)}\n{exports}', tuple(options), sanitizer)
         self.library = ctypes.CDLL(str(self.folder / "kernels.so"))
@@ -108,6 +111,7 @@ class HostModule:
         ]
         pointers = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
         sizes = ((ctypes.c_uint * 3)(*size) for size in (grid, block))
+        ctypes.c_int.in_dll(self.library, "host_flush").value = self.flush
         error = run(
             *sizes, ctypes.c_size_t(shared_mem), *map(ctypes.c_uint, (self.order, self.last)), pointers
         )

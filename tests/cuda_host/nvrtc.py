@@ -7,6 +7,10 @@ import re
 from collections.abc import Sequence
 
 
+# What CuPy itself asks for beside a RawModule's own options; the compiler takes the last of two that disagree.
+CUPY_ADDS = ("-ftz=true", "--device-as-default-execution-space")
+
+
 @dataclasses.dataclass(frozen=True)
 class Use:
     """Of one thread: registers, bytes of stack, bytes spilled; of a block: bytes of static shared memory."""
@@ -18,7 +22,7 @@ class Use:
 
 
 def compile_for(arch: str, text: str, names: Sequence[str], options: Sequence[str]) -> dict[str, Use]:
-    """Compile for `arch` ("sm_90") with NVRTC; return what each of `names` uses.
+    """Compile for `arch` ("sm_90") with NVRTC as CuPy would; return what each of `names` uses.
 
     Raises
     ------
@@ -32,7 +36,7 @@ def compile_for(arch: str, text: str, names: Sequence[str], options: Sequence[st
         for name in names:
             nvrtc.addNameExpression(program, name)
         try:
-            nvrtc.compileProgram(program, (*options, f"-arch={arch}", "--ptxas-options=-v"))
+            nvrtc.compileProgram(program, (*options, *CUPY_ADDS, f"-arch={arch}", "--ptxas-options=-v"))
         except nvrtc.NVRTCError:
             raise ValueError(nvrtc.getProgramLog(program)) from None
         log = nvrtc.getProgramLog(program)

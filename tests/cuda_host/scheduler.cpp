@@ -11,6 +11,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 #include "host.h"
 
 #if defined(HOST_ADDRESS)
@@ -185,6 +189,7 @@ void run_block(const std::vector<unsigned>& turns) {
 // Kernels built with -fsanitize-coverage=trace-pc say so at the start of each of their basic blocks: a count of
 // operations that no machine's speed goes into.
 extern "C" {
+int host_flush;  // whether subnormal numbers are 0, as CuPy has floats compiled
 unsigned long long host_steps;
 void __sanitizer_cov_trace_pc() { ++host_steps; }
 }
@@ -233,6 +238,10 @@ unsigned long long warp_exchange(unsigned mask, unsigned long long mine, unsigne
 const char* run(const unsigned* grid, const unsigned* block, size_t shared, unsigned order, unsigned last, void (*body)(void**), void** arguments) {
     launch = {{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, {}, shared, body, arguments};
     error.clear();
+#if defined(__SSE__)
+    const unsigned arithmetic = _mm_getcsr();  // of the caller; fibers take over what is set here
+    _mm_setcsr(host_flush ? arithmetic | 0x8040 : arithmetic);  // results and operands
+#endif
     FOR_THREAD(home_tsan = __tsan_get_current_fiber();)
     const auto turns = ordered(block[0] * block[1] * block[2], order);
     const unsigned blocks = grid[0] * grid[1] * grid[2], count = std::min(blocks, last);
@@ -242,6 +251,9 @@ const char* run(const unsigned* grid, const unsigned* block, size_t shared, unsi
         if (error.empty()) run_block(turns);
     }
     FOR_THREAD(__tsan_acquire(&end_token); memory.clear();)
+#if defined(__SSE__)
+    _mm_setcsr(arithmetic);
+#endif
     return error.empty() ? nullptr : error.c_str();
 }
 }  // namespace host

@@ -11,6 +11,7 @@ from samples import OMEGA, OPTIONS, X, Y, each_dtype, of_dtype, same_bits
 
 import lalref
 from cuda_host.engine import on_host
+from cuda_host.host import HostModule
 from lalref.engines import kernels, kernels_geometry
 from lalref.oracle import golden
 from lalref.oracle.cases import CASES
@@ -170,6 +171,20 @@ def test_nan_and_infinity_go_where_the_array_engine_says(space, kernel_size, poi
     np.testing.assert_allclose(grad, right_grad, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("stride", [1, 2], ids=["by class", "by cells"])
+def test_an_excluded_class_stays_so_where_its_weight_would_be_flushed_to_0(stride):
+    """exp(-14^2 / 2) is a subnormal float32."""
+    x, y = eighths((1, 3, 1, 40), 15).astype(np.float32), np.zeros((1, 1, 40), int)
+    x[0, 2, 0, 20] = -np.inf
+    options = {"kernel_size": 29, "p": 2, "stride": stride}
+    with on_host():
+        value, grad = value_and_grad(x, y, **options)
+    right_value, right_grad = value_and_grad(x, y, engine="array", **options)
+    np.testing.assert_allclose(value, right_value, rtol=1e-6)
+    np.testing.assert_allclose(grad, right_grad, rtol=1e-4, atol=1e-9)
+    assert grad[0, 2, 0, 20] == 0
+
+
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
 def test_labels_out_of_range_that_nobody_checked_are_nan_in_their_own_windows_only(space):
     x, y = eighths((1, 3, 9, 13), 11), blobs((1, 9, 13), 3)
@@ -261,10 +276,9 @@ template <typename X> __global__ void convert(const X* in, float* wide, const fl
 """
 
 
+@pytest.mark.parametrize("flush", [False, True], ids=["subnormal numbers", "flushed"])
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
-def test_every_16_bit_number_widens_and_any_float_narrows_as_the_standard_says(name):
-    from cuda_host.host import HostModule
-
+def test_every_16_bit_number_widens_and_any_float_narrows_as_the_standard_says(name, flush):
     dtype = np.dtype(np.float16 if name == "float16" else ml_dtypes.bfloat16)
     bits = np.arange(2**16, dtype=np.uint16)
     every = bits.view(dtype).astype(np.float32)
@@ -278,7 +292,7 @@ def test_every_16_bit_number_widens_and_any_float_narrows_as_the_standard_says(n
     n = -(-numbers.size // 2**16) * 2**16
     numbers.resize(n, refcheck=False)
     right.resize(n, refcheck=False)
-    module = HostModule(kernels.source() + CONVERT, [f"convert<{name}>"])
+    module = HostModule(kernels.source() + CONVERT, [f"convert<{name}>"], flush=flush)
     wide, out = np.empty(n, np.float32), np.empty(n, dtype)
     args = (np.tile(bits.view(dtype), n // 2**16), wide, numbers, out, np.int32(n))
     module.get_function(f"convert<{name}>")((n // 256,), (256,), args)

@@ -1,19 +1,24 @@
 """Every kernel compiles for the GPUs of three generations, within stated registers and shared memory."""
 
+import os
+from unittest import mock
+
 import pytest
 
-from cuda_host.nvrtc import compile_for
+from cuda_host.nvrtc import CUPY_ADDS, compile_for
 from lalref.engines import kernels
 from lalref.engines.kernels import TYPES, kernel_names
 from lalref.engines.kernels_geometry import CHANNELS
 
-nvrtc = pytest.importorskip(
-    "cupy", reason="CuPy, which brings NVRTC's interface, is not installed"
-).cuda.nvrtc
 try:
+    from cupy.cuda import compiler, nvrtc
+
     nvrtc.getVersion()
-except (RuntimeError, ImportError, OSError) as error:  # CuPy is here, but not the compiler's library
-    pytest.skip(f"NVRTC is not installed: {error}", allow_module_level=True)
+except (RuntimeError, ImportError, OSError) as error:  # CuPy may be here, but not the compiler's library
+    if os.environ.get("LALREF_NVRTC") == "needed":  # `make test-cuda-host`, which has installed both
+        raise
+    reason = f"NOT COMPILED for any GPU: CuPy or NVRTC is not installed ({error}); make test-cuda-host has both"
+    pytest.skip(reason, allow_module_level=True)
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
 THREADS = 256  # of a block, see kernels_geometry
@@ -40,6 +45,26 @@ def test_every_kernel_compiles_without_spilling(arch):
         assert (use.spilled, use.stack) == (0, 0), (name, use)
         assert use.registers <= REGISTERS[kernels_of[name]], (name, use)
         assert use.shared <= 128, (name, use)  # what else a block needs is asked for at launch
+
+
+def test_these_are_the_options_that_cupy_passes():
+    """Without a device, and so by CuPy's own insides."""
+    passed = []
+
+    def compile_program(program, options):
+        passed.extend(options)
+        raise InterruptedError
+
+    with (
+        mock.patch.object(nvrtc, "compileProgram", compile_program),
+        mock.patch.object(compiler, "_preprocess", return_value=""),
+        mock.patch.object(compiler, "_get_arch_for_options_for_nvrtc", return_value=("-arch=sm_90", "cubin")),
+        mock.patch.object(compiler.function, "Module"),
+        mock.patch.dict(os.environ, CUPY_CACHE_IN_MEMORY="1"),
+        pytest.raises(InterruptedError),
+    ):
+        compiler._compile_module_with_cache("", kernels.COMPILER_OPTIONS, arch="90", name_expressions=("f",))
+    assert sorted(passed) == sorted((*kernels.COMPILER_OPTIONS, *CUPY_ADDS, "-arch=sm_90"))
 
 
 def test_registers_leave_room_for_a_block():
