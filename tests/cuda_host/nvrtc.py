@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-
 # What CuPy itself asks for beside a RawModule's own options; the compiler takes the last of two that disagree.
 CUPY_ADDS = ("-ftz=true", "--device-as-default-execution-space")
 

@@ -17,7 +17,9 @@ try:
 except (RuntimeError, ImportError, OSError) as error:  # CuPy may be here, but not the compiler's library
     if os.environ.get("LALREF_NVRTC") == "needed":  # `make test-cuda-host`, which has installed both
         raise
-    reason = f"NOT COMPILED for any GPU: CuPy or NVRTC is not installed ({error}); make test-cuda-host has both"
+    reason = (
+        f"NOT COMPILED for any GPU: CuPy or NVRTC is not installed ({error}); make test-cuda-host has both"
+    )
     pytest.skip(reason, allow_module_level=True)
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
