@@ -112,11 +112,16 @@ class Refusals:
                 raise ValueError(message())
 
 
-def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
-    """Silence NumPy's floating-point warnings: NaN and inf are answers here, not accidents."""
-    if library(xp) in ("numpy", "array_api_strict"):
-        return np.errstate(all="ignore")
-    return contextlib.nullcontext()
+def at_home(xp: Namespace, array: Array) -> contextlib.AbstractContextManager[Any]:
+    """Work where `array` is: on CuPy's device of it, in the stream that is current there.
+
+    NumPy's floating-point warnings are silent: NaN and inf are answers here, not accidents.
+    """
+    name = library(xp)
+    if name == "cupy":
+        on_device: contextlib.AbstractContextManager[Any] = array.device
+        return on_device
+    return np.errstate(all="ignore") if name in ("numpy", "array_api_strict") else contextlib.nullcontext()
 
 
 def as_scalar(value: Array) -> Array:

@@ -18,6 +18,7 @@ from lalref.arrays import (
     Array,
     Namespace,
     Refusals,
+    at_home,
     device_of,
     dtype_name,
     is_torch,
@@ -106,6 +107,13 @@ def prepare(logits: Array, labels: Array, pixel_weight: Array | None, options: O
         Shapes that don't fit, labels out of range, bad weights, or no valid window under empty="raise".
     """
     xp = _library("logits", logits)
+    with at_home(xp, logits):
+        return _prepare(xp, logits, labels, pixel_weight, options)
+
+
+def _prepare(
+    xp: Namespace, logits: Array, labels: Array, pixel_weight: Array | None, options: Options
+) -> Problem:
     _same_library("logits", logits, "labels", labels)
     if dtype_name(logits.dtype) not in FLOATS:
         raise TypeError(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lalref import minkowski, steps
-from lalref.arrays import Array, as_scalar, dtype_name, namespace, quiet
+from lalref.arrays import Array, as_scalar, at_home, dtype_name, namespace
 from lalref.engines import choose
 from lalref.inputs import Problem, prepare
 from lalref.minkowski import Parts
@@ -97,7 +97,7 @@ class LocallyAdaptiveLoss(Options):
             As `lalref.lal_loss`.
         """
         problem = prepare(logits, labels, pixel_weight, self)
-        with quiet(problem.xp):
+        with at_home(problem.xp, problem.logits):
             if self.engine == "definition":
                 return steps.by_definition(problem, logits, labels, pixel_weight)
             ell = _window_losses(problem, "loss")
@@ -146,14 +146,14 @@ class LocallyAdaptiveLoss(Options):
         problem = self._prepare_with(total, logits, labels, pixel_weight)
         engine = choose(problem, "gradient")
         if self.reduction != "none" and hasattr(engine, "value_and_grad"):
-            upstream = problem.upstream(grad_output)
-            if isinstance(upstream, np.ndarray):
-                upstream = float(upstream)  # elsewhere it would wait for the device
-            with quiet(problem.xp):
+            with at_home(problem.xp, problem.logits):
+                upstream = problem.upstream(grad_output)
+                if isinstance(upstream, np.ndarray):
+                    upstream = float(upstream)  # elsewhere it would wait for the device
                 total, grad = engine.value_and_grad(
                     problem.logits, problem.labels, problem.valid, problem.weights, self, upstream, total
                 )
-            return total.value, problem.caller_gradient(grad)
+                return total.value, problem.caller_gradient(grad)
         value, cache = self._forward(problem, total)
         return value, self.backward(cache, grad_output)
 
@@ -198,7 +198,7 @@ class LocallyAdaptiveLoss(Options):
         return problem
 
     def _forward(self, problem: Problem, total: Parts | None) -> tuple[Array, Cache]:
-        with quiet(problem.xp):
+        with at_home(problem.xp, problem.logits):
             ell = _window_losses(problem, "gradient")
             total = total or _parts(problem, ell)
             value = (
@@ -235,7 +235,7 @@ class LocallyAdaptiveLoss(Options):
         array([-1.,  1.])
         """
         problem = cache.problem
-        with quiet(problem.xp):
+        with at_home(problem.xp, problem.logits):
             g = problem.xp.astype(steps.ell_bar(problem, cache, grad_output), cache.ell.dtype)
             engine = choose(problem, "gradient")
             grad = engine.window_losses_vjp(
@@ -296,7 +296,7 @@ class LocallyAdaptiveLoss(Options):
             "hvp", logits, labels, tangent, pixel_weight
         )
         xp, ell = problem.xp, cache.ell
-        with quiet(xp):
+        with at_home(xp, problem.logits):
             g = steps.ell_bar(problem, cache, grad_output)
             if self.reduction == "none":
                 g_dot = xp.zeros_like(g)
@@ -319,8 +319,9 @@ class LocallyAdaptiveLoss(Options):
         pixel_weight: Array | None,
     ) -> tuple[Array, Array, Problem, Cache, Array, Array]:
         problem = prepare(logits, labels, pixel_weight, self)
-        x_dot, xp = problem.like_logits(tangent, "tangent"), problem.xp
-        with quiet(xp):
+        xp = problem.xp
+        with at_home(xp, problem.logits):
+            x_dot = problem.like_logits(tangent, "tangent")
             ell, ell_dot = choose(problem, call).window_losses_jvp(
                 problem.working_logits, problem.labels, problem.valid, self, x_dot
             )
@@ -361,7 +362,7 @@ class LocallyAdaptiveLoss(Options):
         """
         problem = prepare(logits, labels, pixel_weight, self)
         xp = problem.xp
-        with quiet(xp):
+        with at_home(xp, problem.logits):
             maps = choose(problem, "inspect").window_maps(
                 problem.working_logits, problem.labels, problem.valid, self
             )
@@ -392,7 +393,7 @@ class LocallyAdaptiveLoss(Options):
                 'reduction="none" has no parts to combine: the map of the whole is the maps put together'
             )
         problem = prepare(logits, labels, pixel_weight, self)
-        with quiet(problem.xp):
+        with at_home(problem.xp, problem.logits):
             return _parts(problem, _window_losses(problem, "loss"))
 
 

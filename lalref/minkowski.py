@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from lalref.arrays import Array, Namespace, as_scalar, dtype_name, epsilon, namespace, quiet, wide_dtype
+from lalref.arrays import Array, Namespace, as_scalar, at_home, dtype_name, epsilon, namespace, wide_dtype
 from lalref.options import Options
 
 
@@ -57,7 +57,7 @@ class Parts:
     def value(self) -> Array:
         """The loss of the part: equation (8), or what `empty` says where no window is valid."""
         xp = namespace(self.maximum)
-        with quiet(xp):
+        with at_home(xp, self.maximum):
             L = xp.where(self.count == 0, math.nan if self.options.empty == "nan" else 0.0, power_mean(self))
             return as_scalar(xp.astype(L, getattr(xp, self.dtype)))
 
@@ -116,7 +116,7 @@ def combine(*parts: Parts) -> Parts:
     def gather(field: str) -> Array:
         return xp.stack([getattr(part, field) for part in parts])  # (number of parts,)
 
-    with quiet(xp):
+    with at_home(xp, first.maximum):
         maxima, sums = gather("maximum"), gather("power_sum")
         whole = dataclasses.replace(
             first, maximum=xp.max(maxima), weight=xp.sum(gather("weight")), count=xp.sum(gather("count"))

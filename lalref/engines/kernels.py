@@ -3,12 +3,12 @@
 The arithmetic is in the .cu files, stage 3 in `lalref.minkowski`, the geometry in `kernels_geometry`.
 Without a GPU the same text and this same module run on NumPy arrays: tests replace `load`, which compiles,
 and no more. Nothing here waits for the device or copies to it, and CuPy is imported when it is asked for.
+The front door has made the logits' device the current one.
 docs/cuda.md tells how the kernels work.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -93,16 +93,13 @@ def why_not(logits: Array, options: Options) -> str:
 
 def window_losses(logits: Array, labels: Array, valid: Array, options: Options) -> Array:
     """ell of every valid window, 0 elsewhere; (N, *grid) in the working dtype."""
-    work = _Work.of(logits, labels, valid, options)
-    with work.device:
-        return work.forward(keep=False).ell
+    return _Work.of(logits, labels, valid, options).forward(keep=False).ell
 
 
 def window_losses_vjp(logits: Array, labels: Array, valid: Array, options: Options, g: Array) -> Array:
     """The gradient that the windows send back to the logits; (N, C, *S) in the logits' dtype."""
     work = _Work.of(logits, labels, valid, options)
-    with work.device:
-        return work.backward(work.forward(keep=True), g)
+    return work.backward(work.forward(keep=True), g)
 
 
 def value_and_grad(
@@ -119,12 +116,11 @@ def value_and_grad(
     `omega` (N, *grid) float64, or None where every valid window weighs 1; `total` as at the front door.
     """
     work = _Work.of(logits, labels, valid, options)
-    with work.device:
-        kept = work.forward(keep=True)
-        omega = work.xp.astype(valid, work.xp.float64) if omega is None else omega
-        total = total or minkowski.parts(kept.ell, omega, valid, options)
-        g = minkowski.shares(kept.ell, omega, total) * grad_output  # (N, *grid) float64
-        return total, work.backward(kept, work.xp.astype(work.xp.where(valid, g, 0.0), kept.ell.dtype))
+    kept = work.forward(keep=True)
+    omega = work.xp.astype(valid, work.xp.float64) if omega is None else omega
+    total = total or minkowski.parts(kept.ell, omega, valid, options)
+    g = minkowski.shares(kept.ell, omega, total) * grad_output  # (N, *grid) float64
+    return total, work.backward(kept, work.xp.astype(work.xp.where(valid, g, 0.0), kept.ell.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +159,6 @@ class _Work:
         geometry = Geometry.of(logits, centres.shape[1:], options, dtype)
         labels, centres = (xp.asarray(a, order="C") for a in (labels, centres))
         return cls(xp, logits, labels, centres, options, dtype, geometry)
-
-    @property
-    def device(self) -> contextlib.AbstractContextManager[Any]:
-        """Where to launch: on the logits' device, in the stream that is current there."""
-        on_device: contextlib.AbstractContextManager[Any] = (
-            self.logits.device if library(self.xp) == "cupy" else contextlib.nullcontext()
-        )
-        return on_device
 
     def launch(self, name: str, blocks: int, *args: Any, call: Any = None) -> None:
         """Launch one kernel on `blocks` tiles; a None among `args` is where the call's geometry goes."""

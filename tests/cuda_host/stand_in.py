@@ -8,6 +8,7 @@ takes no time on a device.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.machinery
 import operator
 import sys
@@ -24,32 +25,30 @@ from cuda_host.engine import compiled
 from lalref.engines import kernels
 
 
+@dataclasses.dataclass(frozen=True)
 class Device:
-    """The only one there is."""
+    """One of the devices behind a wall; as a context it is the current one."""
 
-    id = 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Device)
-
-    def __hash__(self) -> int:
-        return 0
+    wall: Wall
+    id: int = 0
 
     def __enter__(self) -> Device:
+        self.wall.entered.append(self.id)
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        assert self.wall.entered.pop() == self.id
 
 
 class Array:
-    """A NumPy array whose numbers have to be waited for."""
+    """A NumPy array whose numbers have to be waited for, on the device where it was made."""
 
     __array_ufunc__ = None  # NumPy's numbers leave the arithmetic to this class
     __hash__ = None
 
     def __init__(self, wall: Wall, numbers: Any) -> None:
         self.wall, self.numbers = wall, np.asarray(numbers)
+        self.device = Device(wall, wall.entered[-1])
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return self.wall
@@ -61,10 +60,6 @@ class Array:
         if name not in ("shape", "ndim", "dtype", "strides", "size", "nbytes"):
             raise AttributeError(name)
         return getattr(self.numbers, name)
-
-    @property
-    def device(self) -> Device:
-        return Device()
 
     def __dlpack__(self, **_: object) -> Any:
         return self.numbers.__dlpack__()
@@ -103,20 +98,20 @@ class Array:
         return (self[i] for i in range(self.shape[0]))
 
     def __getitem__(self, index: Any) -> Array:
-        return Array(self.wall, self.numbers[self.wall.inside(index)])
+        return Array(self.wall, self.wall.inside(self)[self.wall.inside(index)])
 
     def __neg__(self) -> Array:
-        return Array(self.wall, -self.numbers)
+        return Array(self.wall, -self.wall.inside(self))
 
     def __invert__(self) -> Array:
-        return Array(self.wall, ~self.numbers)
+        return Array(self.wall, ~self.wall.inside(self))
 
 
 def _operator(name: str, reflected: bool = False) -> Any:
     def act(self: Array, other: Any) -> Array:
         if isinstance(other, np.ndarray):
             raise TypeError(f"{name}: an array of NumPy's can't meet one on the device")
-        operands = self.numbers, self.wall.inside(other)
+        operands = self.wall.inside(self), self.wall.inside(other)
         with np.errstate(all="ignore"):
             return Array(self.wall, getattr(operator, name)(*(operands[::-1] if reflected else operands)))
 
@@ -133,19 +128,27 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "and_", "or_", "mod", "floo
 class Wall:
     """The array-API namespace of `Array`: NumPy's, with `waits`, how often a number was asked for.
 
-    `busy` is true from when a kernel that takes its time is launched until somebody waits.
+    `busy` is true from when a kernel that takes its time is launched until somebody waits. The last of `entered` is
+    the current device's number, and what is on another can't be worked with.
     """
 
     __name__ = "cupy"
 
     def __init__(self) -> None:
         self.waits, self.busy = 0, False
+        self.entered = [0]
 
     def inside(self, value: Any) -> Any:
         """`value` with what is behind the wall taken out from there; nothing waits."""
         if isinstance(value, tuple | list):
             return type(value)(map(self.inside, value))
-        return value.numbers if isinstance(value, Array) else value
+        if not isinstance(value, Array):
+            return value
+        if value.device.id != self.entered[-1]:
+            raise ValueError(
+                f"the array is on device {value.device.id}, the current one is {self.entered[-1]}"
+            )
+        return value.numbers
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(array_api_compat.numpy, name)
@@ -184,7 +187,11 @@ def behind_a_wall(launched: Any = lambda name: None) -> Iterator[Wall]:
 
     with (
         mock.patch.object(kernels, "load", load),
-        mock.patch.object(lalref.engines, "_not_for_kernels", return_value=""),
+        mock.patch.object(
+            lalref.engines,
+            "_not_for_kernels",
+            lambda _, call: "" if call in ("loss", "gradient") else f"no {call}",
+        ),
     ):
         yield wall
 
@@ -203,7 +210,11 @@ def cupy_of(wall: Wall, clock: list[float]) -> types.ModuleType:
         def done(self) -> bool:
             return not wall.busy
 
-    Stream.synchronize = Device.synchronize = synchronize
+    class CurrentDevice(Device):
+        def __init__(self) -> None:
+            super().__init__(wall, wall.entered[-1])
+
+    Stream.synchronize = CurrentDevice.synchronize = synchronize
 
     def raw_kernel(text: str, name: str) -> Any:
         def launch(grid: object, block: object, args: tuple[int]) -> None:
@@ -213,7 +224,11 @@ def cupy_of(wall: Wall, clock: list[float]) -> types.ModuleType:
 
     class Event:
         def record(self) -> None:
-            self.at = clock[0]
+            self.at, self.behind_a_kernel = clock[0], wall.busy
+
+        @property
+        def done(self) -> bool:
+            return not (self.behind_a_kernel and wall.busy)
 
         def synchronize(self) -> None:
             wall.waits += 1
@@ -232,7 +247,7 @@ def cupy_of(wall: Wall, clock: list[float]) -> types.ModuleType:
     cupy.cuda = types.SimpleNamespace(
         Event=Event,
         Stream=Stream,
-        Device=Device,
+        Device=CurrentDevice,
         is_available=lambda: True,
         get_elapsed_time=lambda begin, end: end.at - begin.at,
         runtime=types.SimpleNamespace(

@@ -9,7 +9,7 @@ import pytest
 from samples import OMEGA, X, Y, each_option, refused, same_bits
 
 import lalref
-from cuda_host.stand_in import Array, behind_a_wall, cupy_of
+from cuda_host.stand_in import Array, Device, behind_a_wall, cupy_of
 from lalref.arrays import Refusals
 
 EVERYTHING = {"class_weight": (0.5, 2.0, 1.25), "empty": "raise"}
@@ -142,6 +142,58 @@ def test_the_gpus_own_test_tells_a_call_that_waits_from_one_that_does_not(on_a_g
         else:
             with pytest.raises(AssertionError):
                 on_a_gpu(cupy, "logits", 3, options, expected)
+
+
+def inspected(loss, x, y, **weights):
+    maps = loss.inspect(x, y, **weights)
+    return maps.window_loss, maps.share
+
+
+def second_derivative(loss, x, y, **weights):
+    return loss.hvp(x, y, x, **weights)
+
+
+def first_derivative(loss, x, y, **weights):
+    return loss.jvp(x, y, x, **weights)
+
+
+@pytest.mark.parametrize("engine", ["auto", "array"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        loss_alone,
+        value_and_grad,
+        forward_and_backward,
+        in_parts,
+        inspected,
+        first_derivative,
+        second_derivative,
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"reduction": "none", "axis": -1}, EVERYTHING], ids=str)
+def test_everything_runs_on_the_device_of_the_logits_whichever_is_current(call, options, engine, monkeypatch):
+    if "reduction" in options and call is in_parts:
+        return
+    loss = lalref.LocallyAdaptiveLoss(engine=engine, **options)
+    with behind_a_wall() as wall:
+        x = np.moveaxis(X, 1, options.get("axis", 1))
+        with Device(wall, 1):
+            given = [wall.asarray(a) for a in (x, Y)]
+            weight = wall.asarray(OMEGA)
+        found = call(loss, *given, pixel_weight=weight)
+        assert wall.entered == [0]
+        assert {each.device.id for each in found} == {1}
+
+
+def test_an_array_on_another_device_is_refused_by_the_door_and_by_the_stand_in():
+    with behind_a_wall() as wall:
+        x = wall.asarray(X)
+        with Device(wall, 1):
+            y = wall.asarray(Y)
+        with refused(ValueError, "must be on one device", "id=1"):
+            lalref.lal_loss(x, y)
+        with pytest.raises(ValueError, match="the array is on device 1"):
+            y + 1
 
 
 @pytest.mark.parametrize("read", [bool, float, int, operator.index, Array.item, Array.tolist, Array.tobytes])

@@ -104,12 +104,29 @@ def test_without_checks_a_call_returns_while_its_stream_is_busy(cupy, space, ker
         spin((1,), (1,), (np.int64(0),))
         stream.synchronize()
         spin((1,), (1,), (np.int64(CYCLES),))
+        after_the_spin = cupy.cuda.Event()
+        after_the_spin.record()
         found = call()
-        assert stream.done == waits
+        assert after_the_spin.done == waits  # the stream itself may have the call's own kernels yet to run
         stream.synchronize()
     assert all(isinstance(each, cupy.ndarray) for each in found)
     assert found[0].shape == ()
     assert all(a.get().tobytes() == b.tobytes() for a, b in zip(found, right, strict=True))
+
+
+@pytest.mark.parametrize("engine", ["cuda", "array"])
+def test_logits_on_another_device_than_the_current_one(cupy, engine):
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one device only")
+    given = eighths((2, 3, 20, 30), 7), blobs((2, 20, 30), 3)
+    right = lalref.lal_value_and_grad(*map(cupy.asarray, given), engine=engine)
+    with cupy.cuda.Device(1):
+        there = [cupy.asarray(each) for each in given]
+    found = lalref.lal_value_and_grad(*there, engine=engine)
+    assert cupy.cuda.Device().id == 0
+    for a, b in zip(found, right, strict=True):
+        assert a.device.id == 1
+        assert a.tobytes() == b.tobytes()
 
 
 def test_torch_tensors_by_dlpack_without_a_copy_in_torch_s_stream(cupy):
