@@ -39,7 +39,7 @@ def sources() -> dict[str, str]:
     --------
     >>> from lalref.bench.gpu import sources
     >>> sorted(sources())
-    ['kernels.cu', 'kernels_logits.cu', 'kernels_pooling.cu', 'kernels_probabilities.cu']
+    ['kernels.cu', 'kernels_logits.cu', 'kernels_pooling.cu', 'kernels_probabilities.cu', 'kernels_stage3.cu']
     """
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in kernels.FILES}
 

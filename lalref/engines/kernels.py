@@ -1,6 +1,6 @@
 """The cuda engine: which kernels of kernels*.cu a call needs, on what arrays, in which order.
 
-The arithmetic is in the .cu files, stage 3 in `lalref.minkowski`, the geometry in `kernels_geometry`.
+The arithmetic is in the .cu files, the geometry in `kernels_geometry`.
 Without a GPU the same text and this same module run on NumPy arrays: tests replace `load`, which compiles,
 and no more. Nothing here waits for the device or copies to it, and CuPy is imported when it is asked for.
 The front door has made the logits' device the current one.
@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lalref import minkowski
-from lalref.arrays import Array, Namespace, dtype_name, library, namespace
+from lalref.arrays import Array, Namespace, dtype_name, epsilon, library, namespace
 from lalref.engines.kernels_geometry import MOST_AXES, MOST_REACH, Geometry, reach, set_steps
 from lalref.engines.pooling import centre
 from lalref.minkowski import Parts
@@ -28,7 +27,8 @@ from lalref.options import Options
 TAKES_16_BIT = True
 
 FILES = tuple(
-    Path(__file__).with_name(f"kernels{part}.cu") for part in ("", "_pooling", "_logits", "_probabilities")
+    Path(__file__).with_name(f"kernels{part}.cu")
+    for part in ("", "_pooling", "_logits", "_probabilities", "_stage3")
 )  # in the order in which the compiler reads them
 COMPILER_OPTIONS = ("-std=c++17",)
 NULL = np.uint64(0)  # a pointer to nothing
@@ -43,12 +43,20 @@ TYPES = {
 
 
 # These ask for no shared memory at launch; some of their own would be too much beside what others ask for.
-NONE_SHARED = ("list_kinds", "pixels", "send", "spread")
+STAGE_3 = ("tops", "fold_tops", "powers", "fold_powers", "shares")
+NONE_SHARED = ("list_kinds", "pixels", "send", "spread", *STAGE_3)
+SPACES = ("logits", "probabilities", "stage 3")  # what is compiled together
+THREADS, MOST_BLOCKS = 256, 1024  # of stage 3: threads of a block, and how many of those
 
 
-def kernel_names(dtype: str, space: str, channels: int) -> dict[str, str]:
-    """Return the template instances that a call uses, by kernel; `channels` are pooled at a time."""
+def kernel_names(dtype: str, space: str, channels: int = 0) -> dict[str, str]:
+    """Return the template instances that a call uses, by kernel; `channels` are pooled at a time.
+
+    `space` is one of `SPACES`, and `dtype` that of the logits, or for stage 3 of the losses.
+    """
     X, T = TYPES[dtype]
+    if space == "stage 3":
+        return {name: name if name.startswith("fold") else f"{name}<{T}>" for name in STAGE_3}
     names = {"list_kinds": "list_kinds", "divisors": f"divisors<{T}>"}
     if space == "logits":
         names["weights"] = "divisors<double>"
@@ -63,7 +71,7 @@ def source() -> str:
 
 
 @functools.cache
-def load(dtype: str, space: str, channels: int) -> Any:
+def load(dtype: str, space: str, channels: int = 0) -> Any:
     """Return compiled kernels; ``.get_function(name)(grid, block, args, shared_mem=)`` launches one."""
     import cupy
 
@@ -117,10 +125,56 @@ def value_and_grad(
     """
     work = _Work.of(logits, labels, valid, options)
     kept = work.forward(keep=True)
-    omega = work.xp.astype(valid, work.xp.float64) if omega is None else omega
-    total = total or minkowski.parts(kept.ell, omega, valid, options)
-    g = minkowski.shares(kept.ell, omega, total) * grad_output  # (N, *grid) float64
-    return total, work.backward(kept, work.xp.astype(work.xp.where(valid, g, 0.0), kept.ell.dtype))
+    total = total or parts_of(kept.ell, omega, valid, options)
+    return total, work.backward(kept, _shares(kept.ell, omega, valid, total, grad_output))
+
+
+# --- Stage 3 ---------------------------------------------------------------------------------------------------------
+
+
+def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) -> Parts:
+    """`minkowski.parts` of the losses (N, *grid) of windows, in four launches."""
+    xp, launch, blocks, windows = _windows(ell, omega, valid)
+    exponent = np.float64(options.p), np.float64(epsilon(ell.dtype))
+    partial = xp.empty((3, blocks), dtype=xp.float64)
+    sums = xp.empty(3, dtype=xp.float64)  # max ell, S, sum(omega)
+    count = xp.empty((), dtype=xp.int64)
+    launch("tops", blocks, *windows, partial)
+    launch("fold_tops", 1, partial, np.int32(blocks), sums, count)
+    launch("powers", blocks, *windows, *exponent, sums, partial)
+    launch("fold_powers", 1, partial, np.int32(blocks), sums)
+    return Parts(*(sums[i, ...] for i in range(3)), count, options, dtype_name(ell.dtype))
+
+
+def _shares(ell: Array, omega: Array | None, valid: Array, total: Parts, grad_output: Any) -> Array:
+    """`minkowski.shares` times `grad_output`, 0 where not valid; like `ell`, in one launch."""
+    xp, launch, blocks, windows = _windows(ell, omega, valid)
+    exponent = np.float64(total.options.p), np.float64(epsilon(ell.dtype))
+    maximum, S, weight, upstream = (
+        xp.asarray(number, dtype=xp.float64)
+        for number in (total.maximum, total.power_sum, total.weight, grad_output)
+    )
+    B = weight if total.options.reduction == "mean" else NULL
+    g = xp.empty(ell.shape, dtype=ell.dtype)
+    launch("shares", blocks, *windows, *exponent, maximum, S, B, upstream, g)
+    return g
+
+
+def _windows(ell: Array, omega: Array | None, valid: Array) -> tuple[Namespace, Any, int, tuple[Any, ...]]:
+    """The namespace, launch(name, blocks, *args), how many blocks see all windows, and the windows as arguments."""
+    xp, module = namespace(ell), load(dtype_name(ell.dtype), "stage 3")
+    names, count = kernel_names(dtype_name(ell.dtype), "stage 3"), math.prod(ell.shape)
+
+    def launch(name: str, blocks: int, *args: Any) -> None:
+        module.get_function(names[name])((blocks,), (THREADS,), args, shared_mem=0)
+
+    ell, valid = (xp.asarray(a, order="C") for a in (ell, valid))
+    omega = NULL if omega is None else xp.asarray(omega, order="C")
+    blocks = min(MOST_BLOCKS, max(1, -(-count // THREADS)))
+    return xp, launch, blocks, (ell, valid, omega, np.int64(count))
+
+
+# --- Stages 1 and 2 --------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,12 @@ SMALL_TILES = {"TILE": (8, 4), "WIDE_TILE": (32, 1)}  # so that small images hav
 
 @functools.cache
 def compiled(
-    dtype: str, space: str, channels: int, options: tuple[str, ...] = (), sanitizer: str = "", fault: str = ""
+    dtype: str,
+    space: str,
+    channels: int = 0,
+    options: tuple[str, ...] = (),
+    sanitizer: str = "",
+    fault: str = "",
 ) -> HostModule:
     """Build what `kernels.load` compiles; `fault` names one of `FAULTS` to plant first."""
     text = FAULTS[fault](source()) if fault else source()
@@ -93,6 +98,15 @@ FAULTS: dict[str, Callable[[str], str]] = {
     ),
     "a shuffle taken for a barrier": _without(
         "        __syncthreads();\n        for (int warp", "\n        for (int warp"
+    ),
+    "no barrier before a block adds up": _without(
+        "    found[threadIdx.x] = mine;\n    __syncthreads();", "    found[threadIdx.x] = mine;"
+    ),
+    "no barrier while a block adds up": _without(
+        "found[threadIdx.x + half]);\n        __syncthreads();", "found[threadIdx.x + half]);"
+    ),
+    "no barrier before a block adds up again": _without(
+        "__syncthreads();  // before `found` is written again"
     ),
     "a barrier that some threads pass by": _without(
         "    __syncthreads();\n    return weight",

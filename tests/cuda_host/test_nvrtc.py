@@ -24,6 +24,7 @@ except (RuntimeError, ImportError, OSError) as error:  # CuPy may be here, but n
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
 THREADS = 256  # of a block, see kernels_geometry
+SHARED_OF_STAGE_3 = 2 * 8 * kernels.THREADS  # bytes: to add up, and to find the largest
 REGISTERS = {"float": 128, "double": 144}  # of a thread: so that a multiprocessor holds two blocks, and one
 
 
@@ -32,7 +33,7 @@ def every_kernel():
     return {
         name: T
         for dtype, (_, T) in TYPES.items()
-        for space in ("logits", "probabilities")
+        for space in kernels.SPACES
         for name in kernel_names(dtype, space, CHANNELS).values()
     }
 
@@ -46,7 +47,8 @@ def test_every_kernel_compiles_without_spilling(arch):
     for name, use in used.items():
         assert (use.spilled, use.stack) == (0, 0), (name, use)
         assert use.registers <= REGISTERS[kernels_of[name]], (name, use)
-        assert use.shared <= 128, (name, use)  # what else a block needs is asked for at launch
+        own = SHARED_OF_STAGE_3 if name.partition("<")[0] in kernels.STAGE_3 else 128
+        assert use.shared <= own, (name, use)  # what else a block needs is asked for at launch
 
 
 def test_these_are_the_options_that_cupy_passes():
