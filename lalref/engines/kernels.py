@@ -143,7 +143,8 @@ def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) ->
     launch("fold_tops", 1, partial, np.int32(blocks), sums, count)
     launch("powers", blocks, *windows, *exponent, sums, partial)
     launch("fold_powers", 1, partial, np.int32(blocks), sums)
-    return Parts(*(sums[i, ...] for i in range(3)), count, options, dtype_name(ell.dtype))
+    maximum, S, weight = (sums[i, ...] for i in range(3))  # 0-d
+    return Parts(maximum, S, weight, count, options, dtype_name(ell.dtype))
 
 
 def _shares(ell: Array, omega: Array | None, valid: Array, total: Parts, grad_output: Any) -> Array:

@@ -12,7 +12,7 @@ from lalref.bench import gpu
 from lalref.oracle import cases
 
 SHAPE = (1, 3, 12, 40)
-# list_kinds, where windows are pooled by class; divisors, losses; stage 3; and for each of three channels slopes and gather
+# list_kinds, where windows are pooled by class; divisors, losses; stage 3; for each of three channels slopes, gather
 LAUNCHES = {3: 2 + 5 + 6, 5: 3 + 5 + 6, 15: 3 + 5 + 6}
 
 
