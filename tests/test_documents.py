@@ -1,11 +1,11 @@
-"""Every Python and shell block of the README, the tutorial and the guides runs, and prints what it says."""
+"""Every Python and shell block of the README, the tutorial, the guides and the page on numerics does what it says."""
 
 import pytest
 from documents import ROOT, blocks, run
 
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("tutorial.md", "frameworks.md", "golden-files.md")),
+    *(ROOT / "docs" / name for name in ("tutorial.md", "numerics.md", "frameworks.md", "golden-files.md")),
     *sorted((ROOT / "docs" / "howto").glob("*.md")),
 ]
 
