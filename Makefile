@@ -32,7 +32,7 @@ test-cuda-host: ## the GPU kernels: run on the CPU, and compiled for three GPUs 
 	LALREF_NVRTC=needed $(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host && \
 	LALREF_TEST_ENGINES=cuda $(VENV_CUDA)/bin/python -m pytest -n 2 -k cuda tests/test_array.py tests/test_combine.py tests/test_promises_*.py tests/test_tiny_losses.py
 
-experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left; RESULTS=folder does all of it anew
+experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left; RESULTS=folder does all of it anew (half an hour; 3.4 GB)
 	$(VENV_FRAMEWORKS)/bin/python -m experiments.digits $(if $(RESULTS),--results $(RESULTS))
 
 nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden values, 10,000 honest runs, the kill matrix, the experiment

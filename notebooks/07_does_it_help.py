@@ -89,7 +89,7 @@ print("cross-entropy, mIoU of each seed:", ce.round(1))
 print(f"mean {ce.mean():.1f}, standard deviation {ce.std(ddof=1):.1f}")
 
 # %% [markdown]
-# Every loss had the same seeds: the same scenes, the same start, the same order of batches. So take the difference
+# Every loss had the same seeds: the same scenes, the same first weights, the same order of batches. So take the difference
 # *within* each seed, and what the seed did to both cancels. The interval of the mean difference is Student's:
 # $\bar d \pm t_{n-1}\, s_d / \sqrt{n}$.
 
@@ -115,7 +115,8 @@ for name, method in METHODS.items():
     print(f"{method.title:11} {mean:+5.1f} ± {half:.1f} points against cross-entropy, p = {p:.3f}")
 
 # %% [markdown]
-# That is six tests, and one in twenty such tests succeeds where there is nothing. Holm's rule pays for it: the smallest
+# One seed at which cross-entropy did badly stands far to the right of the others, for nearly every loss: that alone
+# makes the intervals wide. And that is six tests: one in twenty such tests succeeds where there is nothing. Holm's rule pays for it: the smallest
 # p is multiplied by six, the next by five, and so on, never falling. The page's tables have those.
 
 # %%
@@ -142,75 +143,59 @@ for name, method in METHODS.items():
 # %% [markdown]
 # ## What it looks like
 #
-# The first six test scenes, for the losses at the two ends of the argument.
+# The first six test scenes at the first seed: that at which cross-entropy did badly, so the picture flatters p = 5. It
+# shows one thing all losses share: where digits are is learnt well, which digit it is less so.
 
 # %%
 report.draw_masks(FOLDER)
 
 # %% [markdown]
-# Look at the last row: neighbouring pixels of a stroke get classes in turn. The loss asks for the group's average, and
-# this U-Net is free to give the four pixels of a 2×2 square scores of their own. An average may be right where its
-# parts are not. That this is what happened is likely, not shown.
-#
 # ## A slice of it, live
 #
-# The linear model at the first seed, with three of the losses: half of its training scenes, a third of its steps, a
+# The linear model at the first seed, with three of the losses: all of its training scenes, half of its steps, a
 # fifth of the test scenes. The problem is convex and L-BFGS starts from zero, so that no first weights and no learning
-# rate are in it: NumPy, SciPy, and the gradient that lalref gives. It is stopped early, and its scores are lower than
-# the committed ones; look at the order.
+# rate are in it: NumPy, SciPy, and the gradient that lalref gives.
 
 # %%
-from threadpoolctl import threadpool_limits
-
 seed = settings.seeds[0]
-small = dataclasses.replace(settings, linear_scenes=20, iterations=40)
-which = ("test", 30, settings.size, 0)
+small = dataclasses.replace(settings, iterations=settings.iterations // 2)
+which = ("test", settings.test_scenes // 5, settings.size, 0)
 asked = scenes(*which)
-live, kept, digits = {}, {}, {}
+live, kept = {}, {}
 for name in ("ce", "k1-p5", "k5-p5"):
-    with threadpool_limits(1):  # matrices too small for two threads
-        predicted = train("linear", METHODS[name], None, seed, small)(which)
+    predicted = train("linear", METHODS[name], None, seed, small)(which)
     assert predicted.shape == asked.labels.shape
     assert set(np.unique(predicted)) <= set(range(len(CLASSES)))
     live[name] = np.nanmean(iou(confusion(asked.labels, predicted, len(CLASSES))))
     kept[name] = results[Run("linear", name, "final", None, seed)].miou
-    digits[name] = np.mean(predicted != 0)
-    print(f"{METHODS[name].title:14} mIoU {live[name]:.2f} in this slice, {kept[name]:.2f} in the committed run; "
-          f"digits on {digits[name]:.2f} of the pixels")  # fmt: skip
-truth = np.mean(asked.full != 0)
-print(f"in truth there are digits on {truth:.2f} of the pixels")
+    print(
+        f"{METHODS[name].title:14} mIoU {live[name]:.2f} in this slice, {kept[name]:.2f} in the committed run"
+    )
 
 for scored in (live, kept):
     assert scored["ce"] > scored["k1-p5"] > scored["k5-p5"]
-assert digits["ce"] < digits["k1-p5"] < digits["k5-p5"]
-
-# %% [markdown]
-# With p = 5, and more so with a window, the linear model calls more of the background a digit. That is one thing which
-# costs it mIoU here, seen at one seed; it is no explanation of the U-Net.
 
 # %% [markdown]
 # ## So, does it help?
 #
-# Not here. At p = 5 every window size does worse than cross-entropy, in both models. The control, 1×1 with p = 5, does
-# so too: in the U-Net it is the exponent more than the window that costs. The window alone (5×5, p = 1) comes out even
-# in the U-Net's mIoU, with a hint of better boundaries that six comparisons do not let stand as a finding; in the
-# linear model it does worse. This is a small task and not the paper's; [docs/experiment.md](../docs/experiment.md) says
+# It depends on the model, and five seeds don't settle it. The linear model does worse with every setting of this loss,
+# and six comparisons let that stand. In the U-Net one setting, 5×5 with p = 2, is ahead of cross-entropy at each seed,
+# by some twelve points: a strong hint, and after Holm's rule no finding. Nothing else can be told from cross-entropy
+# there. This is a small task on a short budget and not the paper's; [docs/experiment.md](../docs/experiment.md) says
 # what it cannot show.
 
 # %%
-found = {(m, s): report.compared(results, m, s) for m in ("unet", "linear") for s in ("miou", "boundary_f")}
-for scored in found.values():
-    for name in ("k1-p5", "k3-p5", "k5-p5", "k7-p5"):
-        mean, low, high, p = scored[name]
-        assert high < 0  # p = 5: worse, by both scores,
+for which_score in ("miou", "boundary_f"):
+    linear, unet = (report.compared(results, model, which_score) for model in ("linear", "unet"))
+    for _, _, high, p in linear.values():
+        assert high < 0  # the linear model: worse,
         assert p < 0.05  # after Holm's rule too
-
-_, low, high, _ = found["unet", "miou"]["k5-p1"]
-assert low < 0 < high  # the window alone, in the U-Net: even
-_, low, high, p = found["unet", "boundary_f"]["k5-p1"]
-assert low > 0  # its boundaries: a hint,
-assert p > 0.05  # and no finding, for these are six comparisons
-assert all(found["linear", s]["k5-p1"][2] < 0 for s in ("miou", "boundary_f"))  # in the linear model: worse
+    for name, (_, low, high, p) in unet.items():
+        assert p > 0.05  # the U-Net: no finding,
+        assert (low > 0) == (name == "k5-p2")  # one hint,
+        assert high > 0
+    base, hint = (report.scores(results, "unet", name, which_score) for name in ("ce", "k5-p2"))
+    assert (hint > base).all()  # at each seed
 
 # %% [markdown]
 # ## Exercises
@@ -219,30 +204,31 @@ assert all(found["linear", s]["k5-p1"][2] < 0 for s in ("miou", "boundary_f"))  
 #    losses does the answer change, and why?
 # 2. Which two rows of the table tell what the *window* does, and which tell what *p* does?
 # 3. Nothing in the loss knows mIoU. Which classes does p = 5 listen to more than p = 1, and where would mIoU feel it?
-# 4. How many seeds would it take to see a difference of half a point, if differences spread as they do here?
+# 4. How many seeds would it take to see a difference of two points, if differences spread as they do here?
+# 5. 5×5 with p = 2 was picked out after looking at six results. How would you test it now?
 
 # %% [markdown]
 # <details>
 # <summary>Answers</summary>
 #
-# **1.** Seeds differ as much as many of the losses do, and unrelated groups keep that spread: the interval of 5×5, p =
-# 1 is five times as wide. After Holm's rule, 1×1 and 3×3 at p = 5 are findings only in pairs.
+# **1.** Pairs help where the seeds move both losses together. Only 5×5, p = 1 learns so much like cross-entropy: its
+# interval is more than three times as wide without pairs. With p = 5 the covariance is negative here (the seed that was
+# bad for cross-entropy was not bad for them), and pairs make the interval wider. 5×5, p = 2 would even pass as a finding
+# unpaired. But the pairs were chosen before the results were seen; to change the test now is to choose the answer.
 #
 # ```python
-# others = [report.scores(results, "unet", name, "miou") for name in METHODS if name != "ce"]
+# names = [name for name in METHODS if name != "ce"]
+# others = [report.scores(results, "unet", name, "miou") for name in names]
 # in_pairs = report.holm([stats.ttest_rel(ours, ce).pvalue for ours in others])
 # unrelated = report.holm([stats.ttest_ind(ours, ce).pvalue for ours in others])
-# names = [name for name in METHODS if name != "ce"]
-# lost = [name for name, a, b in zip(names, in_pairs, unrelated, strict=True) if a < 0.05 < b]
-# assert lost == ["k1-p5", "k3-p5"]
-# for ours in others:
+# assert [name for name, a, b in zip(names, in_pairs, unrelated, strict=True) if b < 0.05 < a] == ["k5-p2"]
+# for name, ours in zip(names, others, strict=True):
 #     twice_shared = 2 * np.cov(ours, ce)[0, 1]
-#     assert twice_shared > 0
+#     assert (twice_shared < 0) == name.endswith("p5")
 #     assert np.isclose((ours - ce).var(ddof=1), ours.var(ddof=1) + ce.var(ddof=1) - twice_shared)
 # ```
 #
-# The variance of a difference is the sum of the variances less twice the covariance: pairs help as far as the seeds
-# move both losses together.
+# The variance of a difference is the sum of the variances less twice the covariance.
 #
 # **2.** The window: cross-entropy against 5×5, p = 1; and 1×1 against 3×3, 5×5, 7×7, all at p = 5. The exponent:
 # cross-entropy against 1×1, p = 5; and 5×5 at p = 1, 2, 5.
@@ -251,20 +237,23 @@ assert all(found["linear", s]["k5-p1"][2] < 0 for s in ("miou", "boundary_f"))  
 # rare classes and confusions. mIoU counts rare classes as much as the background, and feels it there; but an outlier
 # that nothing can mend pulls just as hard.
 #
-# **4.** Half the interval's width must fall below 0.5: $t_{n-1} s_d / \sqrt n < 0.5$. For 5×5, p = 1 that takes some 25
-# seeds, for 5×5, p = 5 nearly 200, if five seeds tell the spread well, which they do not.
+# **4.** Half the interval's width must fall below 2: $t_{n-1} s_d / \sqrt n < 2$. For 5×5, p = 1 that takes about ten
+# seeds, for 5×5, p = 5 some seventy, if five seeds tell the spread well, which they do not.
 #
 # ```python
 # def seeds_needed(name):
 #     spread = (report.scores(results, "unet", name, "miou") - ce).std(ddof=1)
 #     n = 2
-#     while stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n) > 0.5:
+#     while stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n) > 2:
 #         n += 1
 #     return n
 #
 #
-# assert 20 < seeds_needed("k5-p1") < 30
-# assert 180 < seeds_needed("k5-p5") < 200
+# assert 8 < seeds_needed("k5-p1") < 12
+# assert 60 < seeds_needed("k5-p5") < 75
 # ```
+#
+# **5.** On seeds that nobody has seen, against cross-entropy alone, with their number fixed first: one comparison, so
+# that Holm's rule costs nothing.
 #
 # </details>

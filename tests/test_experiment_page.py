@@ -1,6 +1,7 @@
 """docs/experiment.md says what the committed results say. Nothing is trained here."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,29 @@ def test_the_results_are_all_there_and_of_the_settings_that_the_command_uses():
     asked = {*runs.search_runs(Settings()), *runs.final_runs(Settings(), results)}
     assert set(results) == asked
     assert len(Settings().seeds) >= 5
+
+
+def test_no_loss_has_its_best_learning_rate_at_an_end_of_the_search():
+    results = runs.read_results(RESULTS)
+    for name in METHODS:
+        assert min(Settings().rates) < runs.best_rate("unet", name, results) < max(Settings().rates), name
+
+
+def test_the_log_is_of_one_command_that_made_every_result_in_order():
+    results = runs.read_results(RESULTS)
+    *printed, last = (RESULTS / "log.txt").read_text(encoding="utf-8").splitlines()
+    scored = [line for line in printed if "mIoU" in line]
+    titles = [f"{run.model} {METHODS[run.method].title} seed {run.seed}" for run in results]
+    told = [
+        f"{title} {run.stage} rate {run.rate}: mIoU {score.miou:.6f}"
+        for title, (run, score) in zip(titles, results.items(), strict=True)
+    ]
+    assert [line.split(" min  ")[1] for line in scored] == told
+    minutes = [float(line.split(" min  ")[0]) for line in scored]
+    assert minutes == sorted(minutes)
+    total = float(re.search(r"after ([\d.]+) minutes", last)[1])
+    assert minutes[-1] <= total <= 90
+    assert f"{total:.0f} minutes" in PAGE
 
 
 @pytest.mark.parametrize("name", ["experiment-masks.png", "experiment-scores.png"])

@@ -12,11 +12,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 
-def unet(classes: int, channels: int = 1, widths: tuple[int, ...] = (16, 32, 64)) -> Any:
+def unet(classes: int, channels: int = 1, widths: tuple[int, ...] = (24, 48)) -> Any:
     """Return a U-Net that takes (N, channels, H, W), any H and W, and gives (N, classes, H, W).
 
-    It works at half the resolution, with each square of 2x2 pixels as channels of one, in and out: a third of
-    the work, and still a score for each pixel.
+    Its first convolution halves the resolution, which is most of what a full one would cost. At the end the maps are
+    enlarged to that of the image, smoothly, and a last convolution sees them and the image: a score for each pixel.
 
     Parameters
     ----------
@@ -29,33 +29,31 @@ def unet(classes: int, channels: int = 1, widths: tuple[int, ...] = (16, 32, 64)
     from torch import nn
     from torch.nn import functional as F
 
-    def twice(into: int, out: int) -> nn.Sequential:
-        layers = [
-            [nn.Conv2d(maps, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-            for maps in (into, out)
-        ]
-        return nn.Sequential(*layers[0], *layers[1])
+    def twice(into: int, out: int, stride: int = 1) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for maps, step in ((into, stride), (out, 1)):
+            layers += [nn.Conv2d(maps, out, 3, stride=step, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers)
 
     class UNet(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.down = nn.ModuleList(
-                twice(a, b) for a, b in zip([4 * channels, *widths[:-1]], widths, strict=True)
-            )
+            deeper = (twice(a, b) for a, b in itertools.pairwise(widths))
+            self.down = nn.ModuleList([twice(channels, widths[0], stride=2), *deeper])
             self.up = nn.ModuleList(twice(a + b, a) for a, b in itertools.pairwise(widths))
-            self.head = nn.Conv2d(widths[0], 4 * classes, 1)
+            self.head = nn.Conv2d(widths[0] + channels, classes, 3, padding=1)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            height, width = x.shape[-2:]
-            x = F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2)), 2)
-            kept = []
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            x, kept = image, []
             for level, block in enumerate(self.down):
                 x = block(F.max_pool2d(x, 2, ceil_mode=True) if level else x)
                 kept.append(x)
             for block, finer in zip(reversed(self.up), reversed(kept[:-1]), strict=True):
                 x = F.interpolate(x, size=finer.shape[-2:], mode="nearest")
                 x = block(torch.cat([finer, x], dim=1))
-            return F.pixel_shuffle(self.head(x), 2)[..., :height, :width]
+            x = F.interpolate(x, size=image.shape[-2:], mode="bilinear")
+            return self.head(torch.cat([x, image], dim=1))
 
     return UNet()
 

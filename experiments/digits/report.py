@@ -165,7 +165,7 @@ def kept_masks(folder: Path, model: str, method: str) -> np.ndarray:
     return side_by_side.reshape(size, -1, size).swapaxes(0, 1)
 
 
-def draw_masks(folder: Path, ours: str = "k5-p5", model: str = "unet") -> Figure:
+def draw_masks(folder: Path, ours: tuple[str, ...] = ("k5-p1", "k5-p5"), model: str = "unet") -> Figure:
     """Draw the first test scenes: image, truth, and what cross-entropy and this loss predict, at the first seed."""
     settings = read_settings(folder)
     shown = scenes("test", settings.test_scenes, settings.size, 0)
@@ -175,8 +175,7 @@ def draw_masks(folder: Path, ours: str = "k5-p5", model: str = "unet") -> Figure
     rows = {
         "image": list(shown.images[:count]),
         "truth\n(white: void)": truth,
-        METHODS[BASELINE].title: kept_masks(folder, model, BASELINE),
-        METHODS[ours].title: kept_masks(folder, model, ours),
+        **{METHODS[name].title: kept_masks(folder, model, name) for name in (BASELINE, *ours)},
     }
     figure = Figure(figsize=(1.6 * count + 1.2, 1.6 * len(rows) + 0.6), layout="constrained")
     for axes, (title, pictures) in zip(figure.subplots(len(rows), count), rows.items(), strict=True):

@@ -2,7 +2,8 @@
 
 First each loss is tried at each learning rate, scored on the validation scenes. Then the rate with the best mean
 is run with every seed, scored on the test scenes. A finished run is a line of runs.csv, and the file is replaced
-as a whole after each, so whatever ends the program costs the run it was in and nothing else.
+as a whole after each, so whatever ends the program costs the run it was in and nothing else. Its lines stand in
+`place` order, whenever each was made.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import csv
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,12 @@ class OtherSettings(Exception):
     """The folder holds results of an experiment with other settings."""
 
 
+def place(run: Run) -> tuple[bool, int, int, int, float]:
+    """Return what runs are sorted by: the search first, then by model, seed, loss and learning rate."""
+    loss = list(METHODS).index(run.method)
+    return run.stage != "search", MODELS.index(run.model), run.seed, loss, run.rate or 0.0
+
+
 def search_runs(settings: Settings) -> list[Run]:
     """Return the runs that choose a learning rate."""
     return [
@@ -92,7 +100,7 @@ def best_rate(model: str, method: str, results: Results) -> float | None:
 
 
 def read_results(folder: Path) -> Results:
-    """Return the results kept in a folder, in the order in which they were made; none for a new folder."""
+    """Return the results kept in a folder, in the order of their lines; none for a new folder."""
     file = folder / "runs.csv"
     if not file.exists():
         return {}
@@ -110,13 +118,13 @@ def read_results(folder: Path) -> Results:
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Replace runs.csv, all at once."""
+    """Replace runs.csv, all at once, its lines sorted by `place`."""
     unfinished = folder / "runs.csv.part"
     names = [field.name for kind in (Run, Score) for field in dataclasses.fields(kind)]
     with unfinished.open("w", newline="", encoding="utf-8") as lines:
         table = csv.writer(lines, lineterminator="\n")
         table.writerow(names)
-        for run, score in results.items():
+        for run, score in sorted(results.items(), key=lambda kept: place(kept[0])):
             numbers = (f"{each:.6f}" for each in dataclasses.astuple(score))
             table.writerow(["" if each is None else each for each in dataclasses.astuple(run)] + [*numbers])
         lines.flush()
@@ -150,6 +158,7 @@ def run_all(folder: Path, settings: Settings, console: Console | None = None) ->
             json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8"
         )
     results = read_results(folder)
+    began = time.perf_counter()
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console or Console()) as progress:
         search = search_runs(settings)
@@ -164,7 +173,10 @@ def run_all(folder: Path, settings: Settings, console: Console | None = None) ->
                 score = score_run(run, settings, folder, lambda: progress.advance(step))
                 results[run] = score
                 write_results(folder, results)
-                progress.console.print(f"{label} {run.stage} rate {run.rate}: mIoU {score.miou:.3f}")
+                minutes = f"{(time.perf_counter() - began) / 60:5.1f} min"
+                progress.console.print(
+                    f"{minutes}  {label} {run.stage} rate {run.rate}: mIoU {score.miou:.6f}", soft_wrap=True
+                )
             progress.advance(whole)
     return results
 

@@ -23,7 +23,6 @@ SLICE = Settings(
     linear_scenes=2,
     validation_scenes=2,
     test_scenes=6,
-    start_steps=2,
     steps=2,
     batch=2,
     widths=(4, 8),
@@ -137,6 +136,15 @@ def test_a_killed_experiment_goes_on_and_ends_with_the_same_results(whole, tmp_p
     assert len(done) == len(set(done)), "a run was done twice"
     for name in ("runs.csv", "settings.json", "masks-unet-ce.png", "masks-linear-k5-p5.png"):
         assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes(), name
+
+
+def test_lines_have_one_order_whenever_the_runs_were_made(whole, tmp_path):
+    folder, results = whole
+    shuffled = list(results.items())
+    np.random.default_rng(0).shuffle(shuffled)
+    runs.write_results(tmp_path, dict(shuffled))
+    assert (tmp_path / "runs.csv").read_bytes() == (folder / "runs.csv").read_bytes()
+    assert list(read_results(folder)) == [*runs.search_runs(SLICE), *runs.final_runs(SLICE, results)]
 
 
 def test_every_loss_has_the_same_runs(whole):
