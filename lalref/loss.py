@@ -1,19 +1,18 @@
 """The front door: `LocallyAdaptiveLoss`, from checked arrays through an engine to stage 3.
 
 Options are checked in `lalref.options`, arrays in `lalref.inputs`; they are worked on in `lalref.engines` and
-pooled in `lalref.minkowski`; what several calls share is in `lalref.steps`. This room only says in which order: no
-arithmetic of the loss may come in.
+pooled in `lalref.minkowski`, step by step in `lalref.steps`. This room only says what a call takes and gives, and in
+which order: no arithmetic of the loss may come in.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
 
 import numpy as np
 
-from lalref import minkowski, steps
-from lalref.arrays import Array, as_scalar, at_home, dtype_name, namespace
+from lalref import steps
+from lalref.arrays import Array, at_home, dtype_name, namespace
 from lalref.engines import choose
 from lalref.inputs import Problem, prepare
 from lalref.minkowski import Parts
@@ -100,10 +99,10 @@ class LocallyAdaptiveLoss(Options):
         with at_home(problem.xp, problem.logits):
             if self.engine == "definition":
                 return steps.by_definition(problem, logits, labels, pixel_weight)
-            ell = _window_losses(problem, "loss")
+            ell = steps.window_losses(problem, "loss")
             if self.reduction == "none":
                 return problem.xp.astype(problem.omega * ell, ell.dtype)
-            return _parts(problem, ell).value
+            return steps.parts_of(problem, ell).value
 
     def value_and_grad(
         self,
@@ -199,8 +198,8 @@ class LocallyAdaptiveLoss(Options):
 
     def _forward(self, problem: Problem, total: Parts | None) -> tuple[Array, Cache]:
         with at_home(problem.xp, problem.logits):
-            ell = _window_losses(problem, "gradient")
-            total = total or _parts(problem, ell)
+            ell = steps.window_losses(problem, "gradient")
+            total = total or steps.parts_of(problem, ell)
             value = (
                 problem.xp.astype(problem.omega * ell, ell.dtype) if self.reduction == "none" else total.value
             )
@@ -234,14 +233,7 @@ class LocallyAdaptiveLoss(Options):
         >>> loss.backward(cache, grad_output=2.0)[0, :, 0]
         array([-1.,  1.])
         """
-        problem = cache.problem
-        with at_home(problem.xp, problem.logits):
-            g = problem.xp.astype(steps.ell_bar(problem, cache, grad_output), cache.ell.dtype)
-            engine = choose(problem, "gradient")
-            grad = engine.window_losses_vjp(
-                _engine_logits(problem, engine), problem.labels, problem.valid, self, g
-            )
-            return problem.caller_gradient(grad)
+        return steps.gradient(cache, steps.ell_bar(cache, grad_output))
 
     def jvp(
         self, logits: Array, labels: Array, tangent: Array, *, pixel_weight: Array | None = None
@@ -263,7 +255,7 @@ class LocallyAdaptiveLoss(Options):
         TypeError, ValueError
             As `lalref.lal_jvp`.
         """
-        value, value_dot, *_ = self._forward_mode("jvp", logits, labels, tangent, pixel_weight)
+        value, value_dot, *_ = steps.forward_mode("jvp", prepare(logits, labels, pixel_weight, self), tangent)
         return value, value_dot
 
     def hvp(
@@ -292,46 +284,9 @@ class LocallyAdaptiveLoss(Options):
         TypeError, ValueError
             As `lalref.lal_hvp`.
         """
-        _, _, problem, cache, ell_dot, x_dot = self._forward_mode(
-            "hvp", logits, labels, tangent, pixel_weight
-        )
-        xp, ell = problem.xp, cache.ell
-        with at_home(xp, problem.logits):
-            g = steps.ell_bar(problem, cache, grad_output)
-            if self.reduction == "none":
-                g_dot = xp.zeros_like(g)
-            else:
-                L, L_dot = minkowski.power_mean(cache.total), steps.value_dot(problem, cache, ell_dot)
-                g_dot = minkowski.shares_dot(g, ell, ell_dot, L, L_dot, self)
-            g, g_dot = (xp.astype(a, ell.dtype) for a in (g, g_dot))
-            grads = choose(problem, "hvp").window_losses_hvp(
-                problem.working_logits, problem.labels, problem.valid, self, x_dot, g, g_dot
-            )
-            grad, grad_dot = (problem.caller_gradient(a) for a in grads)
-        return grad, grad_dot
-
-    def _forward_mode(
-        self,
-        call: Literal["jvp", "hvp"],
-        logits: Array,
-        labels: Array,
-        tangent: Array,
-        pixel_weight: Array | None,
-    ) -> tuple[Array, Array, Problem, Cache, Array, Array]:
         problem = prepare(logits, labels, pixel_weight, self)
-        xp = problem.xp
-        with at_home(xp, problem.logits):
-            x_dot = problem.like_logits(tangent, "tangent")
-            ell, ell_dot = choose(problem, call).window_losses_jvp(
-                problem.working_logits, problem.labels, problem.valid, self, x_dot
-            )
-            cache = Cache(problem, ell, minkowski.parts(ell, problem.omega, problem.valid, self))
-            if self.reduction == "none":
-                value, value_dot = problem.omega * ell, problem.omega * ell_dot
-            else:
-                value, value_dot = cache.total.value, steps.value_dot(problem, cache, ell_dot)
-            value, value_dot = (as_scalar(xp.astype(xp.asarray(a), ell.dtype)) for a in (value, value_dot))
-        return value, value_dot, problem, cache, ell_dot, x_dot
+        _, _, cache, ell_dot, x_dot = steps.forward_mode("hvp", problem, tangent)
+        return steps.second_order(cache, ell_dot, x_dot, grad_output)
 
     def inspect(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Inspection:
         """Return the maps behind the value: equations (2), (4) or (6), (5), (7) and (11).
@@ -360,16 +315,7 @@ class LocallyAdaptiveLoss(Options):
         array([[[3, 3, 3],
                 [3, 3, 3]]], dtype=int32)
         """
-        problem = prepare(logits, labels, pixel_weight, self)
-        xp = problem.xp
-        with at_home(xp, problem.logits):
-            maps = choose(problem, "inspect").window_maps(
-                problem.working_logits, problem.labels, problem.valid, self
-            )
-            size, D, merged, ell = maps
-            total = minkowski.parts(ell, problem.omega, problem.valid, self)
-            share = steps.ell_bar(problem, Cache(problem, ell, total), 1.0)
-        return Inspection(size, D, merged, ell, share)
+        return steps.maps(prepare(logits, labels, pixel_weight, self))
 
     def parts(self, logits: Array, labels: Array, *, pixel_weight: Array | None = None) -> Parts:
         """Return what these arrays contribute to the loss of a larger batch, for `combine`: equation (19).
@@ -394,23 +340,4 @@ class LocallyAdaptiveLoss(Options):
             )
         problem = prepare(logits, labels, pixel_weight, self)
         with at_home(problem.xp, problem.logits):
-            return _parts(problem, _window_losses(problem, "loss"))
-
-
-def _parts(problem: Problem, ell: Array) -> Parts:
-    engine = choose(problem, "loss")
-    if hasattr(engine, "parts_of"):
-        found: Parts = engine.parts_of(ell, problem.weights, problem.valid, problem.options)
-        return found
-    return minkowski.parts(ell, problem.omega, problem.valid, problem.options)
-
-
-def _engine_logits(problem: Problem, engine: Any) -> Array:
-    return problem.logits if getattr(engine, "TAKES_16_BIT", False) else problem.working_logits
-
-
-def _window_losses(problem: Problem, call: Literal["loss", "gradient"]) -> Array:
-    engine = choose(problem, call)
-    return engine.window_losses(
-        _engine_logits(problem, engine), problem.labels, problem.valid, problem.options
-    )
+            return steps.parts_of(problem, steps.window_losses(problem, "loss"))
