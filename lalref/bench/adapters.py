@@ -1,6 +1,6 @@
 """What the loss costs inside PyTorch: the adapter beside the bare engine, and a training step beside cross-entropy.
 
-    python -m lalref.bench.adapters [--seconds 20]
+    python -m lalref.bench.adapters [--seconds 40]
 
 Results are checked before times are taken, in interleaved rounds. No GPU may come in: `lalref.bench.gpu`.
 """
@@ -103,23 +103,25 @@ def training_steps() -> dict[str, Callable[[], Any]]:
 
 
 def timed(contestants: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, in rounds that take each contestant once.
+    """Seconds of each call, in rounds that take each contestant once, every second one backwards.
 
     Before each timed call goes one that is not, so that nobody is charged for another's leftovers: threads that
     still spin, memory and caches that were somebody else's.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants.items())
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, call in contestants.items():
+    while time.perf_counter() < end or len(times[order[0][0]]) < 5:
+        for name, call in order:
             call()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
+        order.reverse()
     return times
 
 
-def main(seconds: float = 20.0) -> dict[str, float]:
+def main(seconds: float = 40.0) -> dict[str, float]:
     """Print both comparisons; return the ratio of the second to the first of each, by the second's name."""
     from rich.console import Console
     from rich.table import Table
@@ -150,5 +152,5 @@ def main(seconds: float = 20.0) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Time the loss inside PyTorch.")
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=40.0)
     main(parser.parse_args().seconds)
