@@ -1,62 +1,55 @@
-"""A complete training loop with NumPy and SciPy and no framework: from photographs to a held-out mean IoU.
+"""A complete training loop in NumPy and SciPy alone: from images to a mean IoU on one that was held out.
 
-Three photographs that scikit-image brings along, each with a label map of superpixels clustered by colour, as in
-demo.py; on the third, which is never trained on, the model is judged. The model sees smoothed colours and
-contrasts of each pixel; one hidden layer and Adam, both written here in a few lines, and the gradient of the loss
-from lalref. Run it with
+The images are made here: regions of four materials, whose colours overlap under uneven light and noise, and which
+differ in texture too. Labels are void where two regions meet. The third image is never trained on; on it the model is
+judged. The model sees smoothed colours and contrasts of each pixel; one hidden layer and Adam, both written here in a
+few lines, and the gradient of the loss from lalref. Run it with
 
     python examples/train_numpy.py [--steps 150] [--crop 96] [--picture out/train_numpy.png]
+
+The picture, if asked for, is drawn by Matplotlib; nothing else is imported.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress, TextColumn
-from scipy.ndimage import gaussian_filter
-from skimage import color, data, segmentation, transform
+from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 
 from lalref import LocallyAdaptiveLoss
 
 CLASSES, VOID, HIDDEN, BATCH = 4, 255, 24, 2
+SIZE = 160, 200
+COLOURS = np.array([[0.45, 0.55, 0.7], [0.4, 0.5, 0.35], [0.5, 0.5, 0.4], [0.55, 0.45, 0.4]])
+GRAIN = (6.0, 1.0, 2.5, 1.0)  # how wide the specks of a material are, in pixels
 loss = LocallyAdaptiveLoss(kernel_size=5, p=5.0, ignore_index=VOID)
-console = Console(highlight=False)
 
 
-def photographs():
-    """Three photographs, (H, W, 3) in [0, 1]; the last is held out."""
-    return [
-        transform.downscale_local_mean(photo / 255, (k, k, 1))
-        for photo, k in ((data.coffee(), 3), (data.chelsea(), 2), (data.astronaut(), 3))
-    ]
+def scene(seed):
+    """An image (H, W, 3), colours about 0.5, and its labels (H, W) uint8, VOID where two regions meet."""
+    random = np.random.default_rng(seed)
+    region = gaussian_filter(random.normal(size=(CLASSES, *SIZE)), (0, 14, 14)).argmax(0)  # (H, W)
+    light = gaussian_filter(random.normal(size=SIZE), 40)
+    image = COLOURS[region] * (1 + 0.15 * light / abs(light).max())[..., None]
+    for material, grain in enumerate(GRAIN):
+        specks = gaussian_filter(random.normal(size=SIZE), grain)
+        image += (0.08 * specks / specks.std() * (region == material))[..., None]
+    image += 0.2 * random.normal(size=image.shape)
+    labels = region.astype(np.uint8)
+    labels[maximum_filter(region, 3) != minimum_filter(region, 3)] = VOID
+    return image, labels
 
 
-def label_map(photo):
-    """Superpixels by lightness in CLASSES steps, VOID where two meet: (H, W) uint8."""
-    superpixel = segmentation.slic(photo, n_segments=150, compactness=10, start_label=0)
-    lightness = color.rgb2lab(photo)[..., 0]
-    mean = np.bincount(superpixel.ravel(), lightness.ravel()) / np.bincount(superpixel.ravel())
-    steps = np.linspace(0, 100, CLASSES + 1)[1:-1]
-    labels = np.digitize(mean, steps)[superpixel].astype(np.uint8)
-    labels[segmentation.find_boundaries(labels)] = VOID
-    return labels
-
-
-def features(photo):
-    """What the model sees of each pixel: colour, and contrast, at three scales, with noise: (F, H, W) float32."""
-    lab = np.moveaxis(color.rgb2lab(photo), -1, 0) / 50 - 1
-    rows, columns = np.indices(lab.shape[1:])
-    noise = (
-        np.sin(12.9898 * rows + 78.233 * columns) * 43758.5453 % 1 - 0.5
-    )  # from a formula, the same every time
-    lab = lab + 0.8 * noise
+def features(image):
+    """What the model sees of each pixel: colour and contrast at three scales, (F, H, W) float32."""
+    colour = 4 * (np.moveaxis(image, -1, 0) - 0.5)
     maps = []
     for scale in (1, 2, 4):
-        smooth = gaussian_filter(lab, (0, scale, scale))
-        maps += [smooth, gaussian_filter((lab - smooth) ** 2, (0, scale, scale)) ** 0.5]
+        smooth = gaussian_filter(colour, (0, scale, scale))
+        maps += [smooth, gaussian_filter((colour - smooth) ** 2, (0, scale, scale)) ** 0.5]
     return np.concatenate(maps).astype(np.float32)
 
 
@@ -108,9 +101,9 @@ def mean_iou(predicted, labels):
 
 
 def train(steps, crop):
-    """Train on crops of two photographs; return the losses and the third's mean IoU before and after."""
-    photos = photographs()
-    seen, labels = [features(p) for p in photos], [label_map(p) for p in photos]
+    """Train on crops of two images; return the losses and the third's mean IoU before and after."""
+    scenes = [scene(seed) for seed in (1, 2, 3)]
+    seen, labels = [features(image) for image, _ in scenes], [y for _, y in scenes]
     model = Model(len(seen[0]))
     random = np.random.default_rng(1)
 
@@ -119,61 +112,68 @@ def train(steps, crop):
         return mean_iou(predicted, labels[2]), predicted
 
     before, losses = judged()[0], []
-    shown = TextColumn("loss {task.fields[loss]:.3f}")
-    with Progress(*Progress.get_default_columns(), shown, console=console) as progress:
-        task = progress.add_task("training", total=steps, loss=np.nan)
-        for step in range(steps):
-            x, y = [], []
-            for _ in range(BATCH):
-                which = random.integers(2)
-                i, j = (random.integers(n - crop + 1) for n in labels[which].shape)
-                x.append(seen[which][:, i : i + crop, j : j + crop])
-                y.append(labels[which][i : i + crop, j : j + crop])
-            x, y = np.stack(x), np.stack(y)
-            logits, hidden = model.forward(x)
-            value, grad = loss.value_and_grad(logits, y)  # all that lalref has to do with it
-            model.step(model.backward(x, hidden, grad), rate=0.02 * (1 - step / steps))
-            losses.append(float(value))
-            progress.update(task, advance=1, loss=losses[-1])
+    for step in range(steps):
+        x, y = [], []
+        for _ in range(BATCH):
+            which = random.integers(2)
+            i, j = (random.integers(n - crop + 1) for n in SIZE)
+            x.append(seen[which][:, i : i + crop, j : j + crop])
+            y.append(labels[which][i : i + crop, j : j + crop])
+        x, y = np.stack(x), np.stack(y)
+        logits, hidden = model.forward(x)
+        value, grad = loss.value_and_grad(logits, y)  # all that lalref has to do with it
+        model.step(model.backward(x, hidden, grad), rate=0.02 * (1 - step / steps))
+        losses.append(float(value))
+        show(step + 1, steps, losses[-1])
     after, predicted = judged()
-    return losses, before, after, (photos[2], labels[2], predicted)
+    return losses, before, after, (scenes[2][0], labels[2], predicted)
+
+
+def show(step, steps, value):
+    """How far the training is, on one line."""
+    done = 30 * step // steps
+    end = "\n" if step == steps else ""
+    print(
+        f"\r[{'#' * done:.<30}] step {step}/{steps}, loss {value:.3f}", end=end, file=sys.stderr, flush=True
+    )
 
 
 def draw(losses, judged, file):
-    """The losses, and the held-out photograph with its labels and prediction."""
+    """The losses, and the held-out image with its labels and prediction."""
     from matplotlib.figure import Figure
 
-    photo, labels, predicted = judged
+    image, labels, predicted = judged
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     axes = figure.subplots(1, 4)
     axes[0].plot(losses)
     axes[0].set(xlabel="step", ylabel="loss", title="training")
     maps = {
-        "held out": photo,
+        "held out": image.clip(0, 1),
         "labels (white: void)": np.where(labels == VOID, np.nan, labels),
         "prediction": predicted,
     }
-    for axis, (title, image) in zip(axes[1:], maps.items(), strict=True):
-        axis.imshow(image, vmin=0, vmax=CLASSES - 1, interpolation="nearest")
+    for axis, (title, shown) in zip(axes[1:], maps.items(), strict=True):
+        axis.imshow(shown, vmin=0, vmax=CLASSES - 1, interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
-    console.print(f"written: {file}")
+    print(f"written: {file}")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Train without a framework.")
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--crop", type=int, default=96, help="length of a crop in pixels, at most 133")
-    parser.add_argument("--picture", type=Path, default=Path("out/train_numpy.png"))
+    parser.add_argument("--crop", type=int, default=96, help="length of a crop in pixels, at most 160")
+    parser.add_argument("--picture", type=Path, help="where to draw the losses and the held-out image")
     arguments = parser.parse_args()
     losses, before, after, judged = train(arguments.steps, arguments.crop)
     tenth = max(1, len(losses) // 10)
-    console.print(f"loss, mean of the first {tenth} steps: {np.mean(losses[:tenth]):.3f}")
-    console.print(f"loss, mean of the last {tenth} steps:  {np.mean(losses[-tenth:]):.3f}")
-    console.print(f"held-out mean IoU: {before:.3f} before, {after:.3f} after")
-    draw(losses, judged, arguments.picture)
+    print(f"loss, mean of the first {tenth} steps: {np.mean(losses[:tenth]):.3f}")
+    print(f"loss, mean of the last {tenth} steps:  {np.mean(losses[-tenth:]):.3f}")
+    print(f"held-out mean IoU: {before:.3f} before, {after:.3f} after")
+    if arguments.picture:
+        draw(losses, judged, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def scene_parts(
     logits, labels, pixel_weight : array-like
         As `lal_loss` takes them, but only ever read as ``array[slices]``.
     tile : int, default 512
-        Length of a tile along each spatial axis; with C classes it takes about ``8 * C * tile**2`` bytes.
+        Length of a tile along each spatial axis. With 19 classes about ``6 * C * tile**2`` bytes are in use for
+        16-bit logits and ``2 * C * tile**2`` for float32 ones, and ``4 * C * tile**2`` more for a gradient.
     progress : bool, default False
         Show a progress bar.
 

@@ -190,6 +190,9 @@ def test_the_benchmark_checks_what_it_times(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="side=300 is not allowed"):
         bench.main(300, False, None)
+    monkeypatch.setattr(bench, "STATUS", tmp_path / "not Linux")
+    bench.main(500, False, str(tmp_path), tile=128)
+    assert "s, memory not told by this system" in capsys.readouterr().out
     cut = scenes.tiles
     for halo, wrong in ((0, "the loss is"), (1, "the gradient of the last strip")):
         monkeypatch.setattr(scenes, "tiles", lambda *a, halo=halo: cut(*a[:3], halo))

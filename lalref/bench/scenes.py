@@ -25,6 +25,7 @@ from lalref.scenes import scene_parts, scene_value_and_grad
 
 Array = Any
 CLASSES, ROWS = 19, 250  # of a strip
+STATUS = Path("/proc/self/status")  # Linux tells here what memory a process has
 
 
 def scene(side: int, file: Path) -> tuple[Array, Array, Array, Array]:
@@ -69,7 +70,8 @@ def main(side: int, gradient: bool, folder: str | None, tile: int = 512) -> dict
         with _memory() as held:
             result = call()
         found[name] = time.perf_counter() - start, max(held) - held[0]
-        print(f"{name}: {found[name][0]:.1f} s, {found[name][1] / 1e6:.0f} MB beyond what the program had")
+        beyond = f"{found[name][1] / 1e6:.0f} MB beyond what the program had"
+        print(f"{name}: {found[name][0]:.1f} s, {beyond if any(held) else 'memory not told by this system'}")
         return result
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -98,12 +100,12 @@ def main(side: int, gradient: bool, folder: str | None, tile: int = 512) -> dict
 @contextlib.contextmanager
 def _memory() -> Iterator[list[int]]:
     """The bytes of this process's own memory, again and again; what is mapped from files is not its own."""
-    status, done = Path("/proc/self/status"), threading.Event()
+    done = threading.Event()
 
     def now() -> int:
         try:
-            lines = status.read_text().splitlines()
-        except OSError:  # not Linux
+            lines = STATUS.read_text().splitlines()
+        except OSError:  # not Linux: nothing is known
             return 0
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
