@@ -1,6 +1,6 @@
 """What the loss costs inside PyTorch: the adapter beside the bare engine, and a training step beside cross-entropy.
 
-    python -m lalref.bench.adapters [--seconds 40]
+    python -m lalref.bench.adapters [--seconds 60]
 
 Results are checked before times are taken, in interleaved rounds. No GPU may come in: `lalref.bench.gpu`.
 """
@@ -121,7 +121,7 @@ def timed(contestants: Mapping[str, Callable[[], Any]], seconds: float) -> dict[
     return times
 
 
-def main(seconds: float = 40.0) -> dict[str, float]:
+def main(seconds: float = 60.0) -> dict[str, float]:
     """Print both comparisons; return the ratio of the second to the first of each, by the second's name."""
     from rich.console import Console
     from rich.table import Table
@@ -137,8 +137,8 @@ def main(seconds: float = 40.0) -> dict[str, float]:
     ):
         table.add_column(column, justify="right" if column else "left")
     ratios = {}
-    for contestants in (adapter_and_engine(), training_steps()):
-        times = timed(contestants, seconds / 2)
+    for contestants, share in ((adapter_and_engine(), 1 / 4), (training_steps(), 3 / 4)):
+        times = timed(contestants, share * seconds)
         base = next(iter(times.values()))
         for name, taken in times.items():
             ratio = float(np.median(taken) / np.median(base))
@@ -146,11 +146,11 @@ def main(seconds: float = 40.0) -> dict[str, float]:
             row = (f"{1e3 * np.median(taken):.1f}", f"{1e3 * min(taken):.1f}", str(len(taken)))
             table.add_row(name, *row, f"{ratio:.3f}", f"{paired:.3f}")
             ratios[name] = ratio
-    Console().print(table)
+    Console(width=110).print(table)
     return ratios
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Time the loss inside PyTorch.")
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     main(parser.parse_args().seconds)
