@@ -1,7 +1,11 @@
 """Every Python and shell block of the README, the tutorial, the guides and the page on numerics does what it says."""
 
+import re
+
 import pytest
 from documents import ROOT, blocks, run
+
+from lalref.oracle.mistakes import CATALOGUE
 
 PAGES = [
     ROOT / "README.md",
@@ -44,3 +48,21 @@ def test_what_a_block_needs_is_said_where_it_is_missing(tmp_path):
 
 def test_the_readme_has_blocks():
     assert len(blocks(ROOT / "README.md")) > 3
+
+
+def test_readme_and_changelog_count_the_catalogue_as_the_report_does():
+    """Of the checkers the README counts torch's, as the report's table of stages has it."""
+    report, readme = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("docs/oracle-report.md", "README.md")
+    )
+    rows = re.findall(r"^\| [\w-]+ \((\d+)\) \| (\d+) \| (\d+) of (\d+) \|", report, flags=re.MULTILINE)
+    mistakes, refused, seen, tried = (sum(map(int, column)) for column in zip(*rows, strict=True))
+    assert mistakes == refused == len(CATALOGUE)
+    said = (
+        f"Of {mistakes} single mistakes in this loss, {tried} could be put to torch's `gradcheck`: it sees {seen}."
+        f" lalref sees all {refused} "
+    )
+    assert said in " ".join(readme.split())
+    forms = sum(len(mistake.forms) for mistake in CATALOGUE)
+    changelog = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    assert f"A catalogue of {mistakes} single mistakes in {forms} forms" in changelog
