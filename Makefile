@@ -35,7 +35,7 @@ test-cuda-host: ## the GPU kernels: run on the CPU, and compiled for three GPUs 
 experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left; RESULTS=folder does all of it anew (half an hour; 3.4 GB)
 	$(VENV_FRAMEWORKS)/bin/python -m experiments.digits $(if $(RESULTS),--results $(RESULTS))
 
-nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden values, 10,000 honest runs, the kill matrix, the experiment
+nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden values, 10,000 honest runs, the kill matrix, the oracle's figures, the experiment
 	$(VENV)/bin/lalref golden check
 	$(VENV)/bin/lalref oracle false-alarms --runs 10000
 	$(VENV_FRAMEWORKS)/bin/lalref oracle report --folder out/oracle
@@ -43,6 +43,7 @@ nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden val
 	$(MAKE) experiment RESULTS=out/experiment
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.score
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.described.score
+	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m oracle_figures units cost files
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first; QUICK=--quick for a first look
 	@mkdir -p out

@@ -69,13 +69,13 @@ def explained(
     """
     failed = [row for row in rows if row.outcome == "differs" and row.decides(strict)]
     if protocol.BASE in asked:
-        if all(row.name.startswith(IN_MEMORY) and not row.note.startswith(RAISED) for row in failed):
-            units = _as_contiguous([row.name for row in failed], subject, dtype, asked)
-            found = [finding("assumes-contiguous-memory", units)]
-            return Diagnosis(found, found[0].sentence)
         try:
+            if all(row.name.startswith(IN_MEMORY) and not row.note.startswith(RAISED) for row in failed):
+                units = _as_contiguous([row.name for row in failed], subject, dtype, asked)
+                found = [finding("assumes-contiguous-memory", units)]
+                return Diagnosis(found, found[0].sentence)
             named = diagnose([*told, *_asked_again(failed, subject, dtype, asked)], subject)
-        except Exception:  # a subject's own: it has no other numbers then
+        except Exception:  # a subject's own, which has no numbers then
             named = Diagnosis([], "")
         if named.findings:
             return named
