@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lalref import oracle
+from lalref.oracle.junit import junit
 from lalref.oracle.mistakes import BY_ID, Textbook
 
 textbook = Textbook()
@@ -118,6 +119,7 @@ def test_checks_that_were_not_made_are_said():
     told = json.loads(json.dumps(report.to_dict()))
     assert told["skipped"]["protocol"] == ["cases are wrong already"]
     assert "Ways to call it were not tried: cases are wrong already." in str(report)
+    assert '<skipped message="cases are wrong already"' in junit(report)
     assert oracle.verify(textbook, dtype="float64", quick=True).unchecked == ""
     assert "float32 or float64" in oracle.verify(textbook, dtype="float16", quick=True).unchecked
 
