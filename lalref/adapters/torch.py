@@ -101,11 +101,43 @@ class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
     def forward(
         self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None, *, total: Parts | None = None
     ) -> Tensor:
-        """Return the loss, as `locally_adaptive_loss` does."""
+        """Return the loss: equations (1) to (10).
+
+        Parameters
+        ----------
+        input, target, pixel_weight, total
+            As for `locally_adaptive_loss`.
+
+        Returns
+        -------
+        Tensor
+            As `locally_adaptive_loss` returns it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `locally_adaptive_loss`.
+        """
         return _apply(input, target, pixel_weight, total, self._spelt)
 
     def parts(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Parts:
-        """Return what these tensors contribute to the loss of a larger batch, for `lalref.combine`; no gradient."""
+        """Return what these tensors contribute to the loss of a larger batch, for `lalref.combine`: equation (19).
+
+        Parameters
+        ----------
+        input, target, pixel_weight
+            As for `locally_adaptive_loss`.
+
+        Returns
+        -------
+        Parts
+            Without a graph: `total=` brings the gradient.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `lalref.LocallyAdaptiveLoss.parts`.
+        """
         x, w = _checked(input, target, pixel_weight)
         found: Parts = on_engine(calls.parts, self._spelt, x, target, w)[0]
         return found
