@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from lalref import LocallyAdaptiveLoss
 
 SHOWN = imread(ROOT / "docs" / "images" / "demo.png")[..., :3]  # (height, width, 3) in [0, 1]
-APART = 0.015  # on average; a palette of 256 colours alone makes 0.004, and a last bit may lead the fit elsewhere
+APART = 0.015  # on average; a palette alone makes 0.004, and a last bit may lead the fit elsewhere
 
 
 @pytest.fixture
