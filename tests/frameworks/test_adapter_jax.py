@@ -168,6 +168,12 @@ x, y = eighths((4, 3, 5, 4), 1), scattered((4, 5, 4), 3, 3, 255)
 x[2:] *= 3
 y[0] = 255  # with 4 devices the first has no valid pixel
 mesh = jax.make_mesh((world,), ("devices",))
+try:  # JAX cuts evenly, and says so
+    jax.device_put(x[:3], jax.NamedSharding(mesh, P("devices")))
+except ValueError as error:
+    assert "evenly divide" in str(error), error
+else:
+    raise AssertionError("uneven shards")
 given = [jax.device_put(a, jax.NamedSharding(mesh, P("devices"))) for a in (x, y)]
 for options in ({"p": 5.0}, {"p": float("inf")} if world == 4 else {"p": 1.0, "reduction": "sum"}):
     options["kernel_size"] = (3, 1)

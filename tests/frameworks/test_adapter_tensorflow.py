@@ -111,6 +111,19 @@ def test_keras_fits_saves_and_loads_with_it(policy, tmp_path):
         keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.mark.parametrize("jit_compile", ["auto", False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_xla_can_not_call_the_host_and_says_so(jit_compile):
+    """Without a GPU Keras's "auto" is False; with one it may be True, so the page says jit_compile=False."""
+    network = model()
+    network.compile("sgd", loss=LocallyAdaptiveLoss(kernel_size=3), jit_compile=jit_compile)
+    if network.jit_compile:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"PyFuncStateless.* XLA"):
+            network.fit(LAST[..., :2], Y, verbose=0)
+    else:
+        network.fit(LAST[..., :2], Y, verbose=0)
+
+
 def test_every_option_outlives_saving():
     options = {
         "kernel_size": (3, 1), "sigma": 0.5, "stride": (1, 2), "normalize": "count", "p": math.inf,
