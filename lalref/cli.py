@@ -325,6 +325,14 @@ def doctor() -> None:
         table.add_row(name, version or "[dim]not installed[/dim]")
     console.print(table)
 
+    table = Table(title="Machine code of the numba engine", title_justify="left", show_header=False)
+    # before the engines are tried, which would compile a part of it untimed
+    with console.status("compiling the numba engine, once for this machine and version"):
+        for dtype, cost in compilation().items():
+            table.add_row(dtype, cost)
+    if table.row_count:
+        console.print(table)
+
     table = Table(title="Engines", title_justify="left", show_header=False)
     with console.status("trying the engines"):
         for engine in engines():
@@ -332,13 +340,6 @@ def doctor() -> None:
                 engine.name, "available" if engine.available else "not available", escape(engine.reason)
             )
     console.print(table)
-
-    table = Table(title="Machine code of the numba engine", title_justify="left", show_header=False)
-    with console.status("compiling the numba engine, once for this machine and version"):
-        for dtype, cost in compilation().items():
-            table.add_row(dtype, cost)
-    if table.row_count:
-        console.print(table)
 
     table = Table(title="Threads", title_justify="left", show_header=False)
     for name, setting in threads().items():

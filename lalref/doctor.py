@@ -117,7 +117,7 @@ def compilation() -> dict[str, str]:
         if compiling.done:
             found[dtype] = f"compiled in {compiling.duration:.1f} s, once for this machine and version"
         else:
-            seconds = compile_seconds().get(dtype)  # unknown where a value alone was asked for first
+            seconds = compile_seconds().get(dtype)
             took = "" if seconds is None else f" in {seconds} s of processor time"
             found[dtype] = f"compiled before{took}, ready in {spent:.2f} s"
     return found

@@ -11,6 +11,7 @@ from rich.console import Console
 from lalref import bench, cli
 from lalref.bench import contestants, inputs, measure
 from lalref.bench.measure import Setting
+from lalref.bench.summary import summary
 
 SMALL = (1, 4, 12, 20)
 OURS = (contestants.OURS, contestants.VALUE, "lalref array")
@@ -56,7 +57,12 @@ def test_the_command_writes_table_json_and_picture(monkeypatch, tmp_path):
     done = CliRunner().invoke(cli.main, arguments)
     assert done.exit_code == 0, done.output
     assert "lalref" in done.output
-    results = json.loads(json_file.read_text())["results"]
+    written = json.loads(json_file.read_text())
+    results = [r for r in written["results"] if r["contestant"] != measure.COPY]
+    assert len(results) == len(written["results"]) - len(plan)
+    assert not written["not_timed"]
+    assert set(written["summary"]["growth"][contestants.OURS]) == {"1", "3"}
+    assert "growth" in done.output
     assert [(r["setting"]["kernel_size"], r["contestant"]) for r in results] == [
         (k, name) for k in (1, 3) for name in ("lalref array", contestants.OURS, contestants.VALUE)
     ]
@@ -79,7 +85,7 @@ def test_settings_cover_windows_labels_sizes_and_threads():
 def test_the_table_fits_80_columns():
     setting = Setting((8, 21, 513, 513), "blobs", 31)
     results = [
-        measure.Result(setting, c.name, 12.3456, 12.3333, 9, 10**9, 9999.99, 999.99, 99.99)
+        measure.Result(setting, c.name, 12.3456, 12.3333, 9, 10**9, 123.4e9, 9999.99, 999.99, 99.99)
         for c in contestants.CONTESTANTS
     ]
     console = Console(width=80, file=io.StringIO())
@@ -87,4 +93,50 @@ def test_the_table_fits_80_columns():
     shown = console.file.getvalue()
     assert "…" not in shown
     assert all(c.name in shown for c in contestants.CONTESTANTS)
-    assert all(word in shown for word in ("median", "CE", "torch", "copy", "logits", "12346", "1000.0"))
+    assert all(
+        word in shown for word in ("median", "CE", "torch", "GB/s", "logits", "12346", "1000.0", "123.4")
+    )
+
+
+def test_one_that_fails_loses_nothing_of_the_others(monkeypatch, tmp_path):
+    def prepare(x, y, kernel_size):
+        raise RuntimeError("no C++ compiler")
+
+    fails = contestants.Contestant("torch, compiled", "numpy", 99, prepare)
+    monkeypatch.setattr(measure, "CONTESTANTS", (fails, *contestants.CONTESTANTS))
+    monkeypatch.setattr(
+        measure, "settings", lambda quick: [(Setting(SMALL, "blobs", 3), (fails.name, contestants.OURS))]
+    )
+    json_file = tmp_path / "bench.json"
+    done = CliRunner().invoke(cli.main, ["bench", "--seconds", "0.01", "--json", str(json_file)])
+    assert done.exit_code == 1
+    assert "no C++ compiler" in done.output
+    written = json.loads(json_file.read_text())
+    assert [r["contestant"] for r in written["not_timed"]] == [fails.name]
+    assert contestants.OURS in [r["contestant"] for r in written["results"]]
+
+
+def test_the_summary_divides_what_belongs_together():
+    def result(median, kernel_size=3, name=contestants.OURS, shape=SMALL, kind="blobs", threads=None):
+        setting = Setting(shape, kind, kernel_size, threads)
+        return measure.Result(setting, name, median, median, 3, None, 1.0, 1.0)
+
+    found = summary(
+        [
+            result(1.0, 1), result(2.0), result(1.2, name=contestants.VALUE), result(3.0, kind="noise"),
+            result(9.6e-6, shape=(1, 4, 12, 40)), result(8.0, threads=1), result(5.0, threads=2),
+        ]
+    )  # fmt: skip
+    assert found["growth"] == {contestants.OURS: {1: 1.0, 3: 2.0}}
+    assert found["sizes"] == pytest.approx({"3, 1×4×12×20": 2e9 / 960, "3, 1×4×12×40": 5.0})
+    assert found["threads"] == {1: 1.0, 2: 1.6}
+    assert found["labels"] == {"noise, 3": 1.5}
+    assert found["value_only"] == {3: 0.6}
+
+
+def test_a_copy_moves_twice_the_bytes_of_the_logits():
+    results, _ = measure.measure(Setting(SMALL, "blobs", 3), OURS, 0.01, lambda now: None)
+    for r in results:
+        moved = (1 if r.contestant == contestants.VALUE else 2) * 4 * np.prod(SMALL)
+        assert r.bandwidth * r.median == pytest.approx(moved)
+    assert measure.COPY in [r.contestant for r in results]

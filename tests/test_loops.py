@@ -266,12 +266,23 @@ def test_whoever_waits_for_the_first_compilation_is_told_once(tmp_path, monkeypa
     assert loops_cache.compile_seconds() == {}
     with caplog.at_level("INFO", "lalref"):
         for _ in range(2):
-            with loops_cache.first_call("float32"):
+            with loops_cache.first_call(np.float16, "gradient"):
                 pass
     assert len(caplog.messages) == 1
     assert "compiling for float32, once" in caplog.text
     assert loops_cache.compile_seconds().keys() == {"float32"}
     monkeypatch.setattr(loops_cache, "_asked", set())  # the next process finds it on disk
-    with loops_cache.first_call("float32"):
+    with loops_cache.first_call(np.float32, "value"):
         pass
     assert len(caplog.messages) == 1
+
+
+def test_what_a_gradient_compiles_after_a_value_is_added_to_what_that_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(loops_cache, "_folder", tmp_path)
+    monkeypatch.setattr(loops_cache, "_asked", set())
+    now = iter([0.0, 3.0, 10.0, 14.0])
+    monkeypatch.setattr(loops_cache.time, "process_time", lambda: next(now))
+    for what in ("value", "gradient"):
+        with loops_cache.first_call(np.float16, what):
+            pass
+    assert loops_cache.compile_seconds() == {"float32": 7.0}

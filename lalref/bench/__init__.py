@@ -1,7 +1,7 @@
 """`lalref bench`: contestants are checked, timed in interleaved rounds, and shown as a table, JSON and a picture.
 
-`inputs` makes the arrays, `contestants` says who takes part, `measure` times; this room shows. The loss itself
-is nobody's here.
+`inputs` makes the arrays, `contestants` says who takes part, `measure` times, `summary` compares settings; this room
+shows. The loss itself is nobody's here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import lalref
 
 if TYPE_CHECKING:
-    from lalref.bench.measure import Result
+    from lalref.bench.measure import Refusal, Result
 
 
 def main(
@@ -42,7 +43,7 @@ def main(
     Raises
     ------
     ValueError
-        A contestant's value or gradient is wrong.
+        A contestant's value or gradient is wrong, or it fails: said when all others are timed and written.
 
     Examples
     --------
@@ -53,8 +54,11 @@ def main(
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from lalref.bench import measure
+    from lalref.bench.summary import show_summary
 
-    console, results = Console(), []
+    console = Console()
+    results: list[Result] = []
+    refused: list[Refusal] = []
     plan = measure.settings(quick)
     columns = (
         SpinnerColumn(),
@@ -64,21 +68,31 @@ def main(
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(plan))
         for setting, names in plan:
-            results += measure.measure(
+            found, failed = measure.measure(
                 setting, names, seconds, lambda now: progress.update(task, description=now)
             )
+            results += found
+            refused += failed
             progress.advance(task)
+            if json_file is not None:  # after each setting, so that nothing is lost
+                json_file.write_text(json.dumps(as_json(results, refused), indent=1) + "\n", encoding="utf-8")
     show(results, console)
-    if json_file is not None:
-        json_file.write_text(json.dumps(as_json(results), indent=1) + "\n", encoding="utf-8")
+    show_summary(results, console)
     if picture is not None:
         draw(results, picture)
+    if refused:
+        told = (
+            f"{r.contestant}, {r.setting.kernel_size}×{r.setting.kernel_size}: {r.reason}" for r in refused
+        )
+        raise ValueError("not timed:\n" + "\n".join(told))
     return results
 
 
-def as_json(results: list[Result]) -> dict[str, Any]:
+def as_json(results: list[Result], refused: Sequence[Refusal] = ()) -> dict[str, Any]:
     """The results with what a reader of them needs to know of the machine."""
     import numba
+
+    from lalref.bench.summary import summary
 
     machine = {
         "processor": platform.processor() or platform.machine(), "threads": numba.config.NUMBA_NUM_THREADS,
@@ -87,7 +101,12 @@ def as_json(results: list[Result]) -> dict[str, Any]:
     for name in ("numpy", "numba", "torch", "jax"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             machine[name] = metadata.version(name)
-    return {"machine": machine, "results": [dataclasses.asdict(result) for result in results]}
+    return {
+        "machine": machine,
+        "results": [dataclasses.asdict(result) for result in results],
+        "not_timed": [dataclasses.asdict(each) for each in refused],
+        "summary": summary(list(results)),
+    }
 
 
 def show(results: list[Result], console: Any) -> None:
@@ -110,7 +129,7 @@ def show(results: list[Result], console: Any) -> None:
             "min\nms",
             "/ torch\nCE",
             "best\ntorch /",
-            "/ copy",
+            "GB/s",
             "peak /\nlogits",
         ):
             table.add_column(name, justify="right")
@@ -122,7 +141,7 @@ def show(results: list[Result], console: Any) -> None:
                     1e3 * result.minimum,
                     result.ratio,
                     result.speedup,
-                    result.of_copy,
+                    result.bandwidth / 1e9,
                 )
                 table.add_row(result.contestant, *map(_or_blank, (*numbers, peak)))
         console.print(table)
@@ -138,11 +157,14 @@ def draw(results: list[Result], file: Path) -> None:
     """Draw time against window size, both logarithmic, for the setting with the most windows."""
     from matplotlib.figure import Figure
 
+    from lalref.bench.measure import COPY
+
     first = results[0].setting
     lines: dict[str, list[tuple[int, float]]] = {}
     for result in results:
         s = result.setting
-        if (s.shape, s.kind, s.threads) == (first.shape, first.kind, first.threads):
+        like_first = (s.shape, s.kind, s.threads) == (first.shape, first.kind, first.threads)
+        if like_first and result.contestant != COPY:
             lines.setdefault(result.contestant, []).append((s.kernel_size, result.median * 1e3))
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
@@ -153,7 +175,8 @@ def draw(results: list[Result], file: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("kernel_size")
     axes.set_ylabel("milliseconds (median)")
-    axes.set_title(f"value and gradient, {'×'.join(map(str, first.shape))}, float32, {first.kind}")
+    shape = "×".join(map(str, first.shape))
+    axes.set_title(f"value and gradient, or as said; {shape}, float32, {first.kind}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(file, dpi=120)

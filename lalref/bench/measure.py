@@ -23,6 +23,7 @@ from lalref.bench.contestants import CONTESTANTS, CROSS_ENTROPY, OURS, Call, Con
 
 Array = Any
 
+COPY = "copy of the logits"
 _SLOW = 0.5  # seconds
 
 
@@ -68,9 +69,19 @@ class Result:
     minimum: float
     rounds: int
     peak_extra: int | None
+    bandwidth: float
     of_copy: float
     ratio: float | None = None
     speedup: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A contestant that was not timed, and why: it is wrong, or it fails."""
+
+    setting: Setting
+    contestant: str
+    reason: str
 
 
 def check(contestant: Contestant, kernel_size: int, kind: str = "blobs") -> float:
@@ -99,40 +110,53 @@ def check(contestant: Contestant, kernel_size: int, kind: str = "blobs") -> floa
 
 def measure(
     setting: Setting, names: Sequence[str], seconds: float, tell: Callable[[str], None]
-) -> list[Result]:
-    """Time the named contestants that are installed and can take the setting, in rounds of about `seconds` in all."""
+) -> tuple[list[Result], list[Refusal]]:
+    """Time the named contestants that are installed and can take the setting, in rounds of about `seconds` in all.
+
+    One that fails or is wrong costs the others nothing.
+    """
     x, y = setting.arrays()
     chosen = [
         c for c in CONTESTANTS if c.name in names and c.installed and setting.kernel_size <= c.largest_kernel
     ]
     with _threads(setting.threads):
         calls: dict[str, Call] = {}
-        peaks: dict[str, int | None] = {}
+        peaks: dict[str, int | None] = {COPY: None}
+        moved = dict.fromkeys([COPY, *names], 2 * x.nbytes)
+        refused = []
         for contestant in chosen:
             tell(f"checking {contestant.name}, {setting.kernel_size} x {setting.kernel_size}")
-            check(contestant, setting.kernel_size, setting.kind)
-            calls[contestant.name] = call = contestant.prepare(x, y, setting.kernel_size)
-            call()  # compiles
-            peaks[contestant.name] = _peak_of(call)
+            try:
+                check(contestant, setting.kernel_size, setting.kind)
+                call = contestant.prepare(x, y, setting.kernel_size)
+                if call()[1] is None:  # compiles
+                    moved[contestant.name] = x.nbytes
+                peaks[contestant.name] = _peak_of(call)
+            except Exception as error:  # whatever a library raises, torch.compile without a compiler too
+                refused.append(Refusal(setting, contestant.name, f"{type(error).__name__}: {error}"))
+            else:
+                calls[contestant.name] = call
         other = np.empty_like(x)
 
         def copy() -> tuple[Any, Any]:
             np.copyto(other, x)
             return None, other
 
-        calls["copy"] = copy
+        calls[COPY] = copy
         times = _rounds(calls, seconds, tell)
     medians = {name: statistics.median(t) for name, t in times.items()}
     peers = [medians[name] for name in medians if name.startswith("torch") and name != CROSS_ENTROPY]
-    return [
+    results = [
         Result(
             setting, name, medians[name], min(times[name]), len(times[name]), peaks[name],
-            medians[name] / medians["copy"],
-            medians[name] / medians[CROSS_ENTROPY] if CROSS_ENTROPY in medians else None,
-            min(peers) / medians[name] if peers else None,
+            moved[name] / medians[name],
+            medians[name] / medians[COPY],
+            medians[name] / medians[CROSS_ENTROPY] if CROSS_ENTROPY in medians and name != COPY else None,
+            min(peers) / medians[name] if peers and name != COPY else None,
         )
-        for name in calls if name != "copy"
+        for name in calls
     ]  # fmt: skip
+    return results, refused
 
 
 def _rounds(calls: dict[str, Call], seconds: float, tell: Callable[[str], None]) -> dict[str, list[float]]:

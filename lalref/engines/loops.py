@@ -45,18 +45,20 @@ _GROUPS = 8  # tasks of the way back, over all images
 
 def window_losses(logits: Array, labels: Array, valid: Array, options: Options) -> Array:
     """ell of every valid window, 0 elsewhere; (N, *grid) in the working dtype."""
-    problem = Problem(logits, labels, valid, options)
-    return problem.losses(None)[0]
+    with first_call(logits.dtype, "value"):
+        problem = Problem(logits, labels, valid, options)
+        return problem.losses(None)[0]
 
 
 def window_losses_vjp(logits: Array, labels: Array, valid: Array, options: Options, g: Array) -> Array:
     """The gradient that the windows send back to the logits; (N, C, *S) in the dtype of the logits."""
-    problem = Problem(logits, labels, valid, options)
-    if problem.irregular:
-        return problem.send_back_by_bands(g)
-    z_bar = problem.new_gradient()
-    ell, log_u, log_pooled = problem.losses(z_bar)
-    return problem.send_back(g, ell, log_u, log_pooled, z_bar)
+    with first_call(logits.dtype, "gradient"):
+        problem = Problem(logits, labels, valid, options)
+        if problem.irregular:
+            return problem.send_back_by_bands(g)
+        z_bar = problem.new_gradient()
+        ell, log_u, log_pooled = problem.losses(z_bar)
+        return problem.send_back(g, ell, log_u, log_pooled, z_bar)
 
 
 def value_and_grad(
@@ -72,8 +74,8 @@ def value_and_grad(
 
     `omega` (N, *grid) float64, or None where every valid window weighs 1; `total` as at the front door.
     """
-    problem = Problem(logits, labels, valid, options)
-    with first_call(problem.working.name):
+    with first_call(logits.dtype, "gradient"):
+        problem = Problem(logits, labels, valid, options)
         z_bar = None if problem.irregular else problem.new_gradient()
         ell, log_u, log_pooled = problem.losses(z_bar)
         total = total or parts_of(ell, omega, valid, options)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import njit
 from numba.core.caching import IndexDataCacheFile
 
@@ -55,20 +56,26 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 def compile_seconds() -> dict[str, float]:
     """How much processor time compiling took on this machine, by working dtype; empty before the first time."""
-    try:
-        return dict(json.loads(_record().read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    found: dict[str, float] = {}
+    for kind, seconds in _recorded().items():
+        dtype = kind.split()[0]
+        found[dtype] = round(found.get(dtype, 0.0) + seconds, 1)
+    return found
 
 
 @contextlib.contextmanager
-def first_call(dtype: str) -> Iterator[None]:
-    """Around a call: if it is the first that compiles for `dtype`, say so, and keep how long it took."""
-    if dtype in _asked or _folder is None:
+def first_call(logits_dtype: Any, what: str) -> Iterator[None]:
+    """Around a call for the "value" or the "gradient": the first to compile for a dtype says so, and its time is kept.
+
+    A gradient compiles what a value needs too; after a value it takes only the rest.
+    """
+    dtype = "float64" if logits_dtype == np.float64 else "float32"  # which 16-bit logits work in, too
+    kind = f"{dtype} {what}"
+    if kind in _asked or _folder is None:
         yield
         return
-    _asked.add(dtype)
-    if dtype in compile_seconds():
+    _asked.add(kind)
+    if {kind, f"{dtype} gradient"} & _recorded().keys():
         yield
         return
     told = f"lalref: compiling for {dtype}, once, about half a minute; kept in {_folder}"
@@ -77,10 +84,18 @@ def first_call(dtype: str) -> Iterator[None]:
         print(told, file=sys.stderr, flush=True)
     begin = time.process_time()
     yield
-    seconds = {**compile_seconds(), dtype: round(time.process_time() - begin, 1)}
+    seconds = {**_recorded(), kind: round(time.process_time() - begin, 1)}
     with contextlib.suppress(OSError):
         _record().parent.mkdir(parents=True, exist_ok=True)
         _record().write_text(json.dumps(seconds) + "\n", encoding="utf-8")
+
+
+def _recorded() -> dict[str, float]:
+    """Seconds of the first calls, by dtype and what was asked for: "float32 gradient"."""
+    try:
+        return dict(json.loads(_record().read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def _record() -> Path:
