@@ -175,7 +175,8 @@ class Tile:
 
     def _arrays(self, logits: Array, labels: Array, weight: Array | None) -> tuple[Array, Array, Array]:
         x, y = np.asarray(logits), np.asarray(labels)
-        x = x.astype(np.float32) if x.dtype.itemsize == 2 else x  # so that the gradient is rounded once
+        if dtype_name(x.dtype) in ("float16", "bfloat16"):
+            x = x.astype(np.float32)  # so that the gradient is rounded once
         w = np.zeros(y.shape)
         w[self.windows] = 1.0 if weight is None else np.asarray(weight)[self.windows]
         return x, y, w
@@ -201,7 +202,12 @@ class _Note:
 
 
 def check_maps(loss: LocallyAdaptiveLoss, logits: Array, labels: Array, pixel_weight: Array | None) -> None:
-    """Refuse maps that don't belong to the logits: each tile alone would take its part of them for all there is."""
+    """Refuse maps that don't belong to the logits: each tile alone would take its part of them for all there is.
+
+    And logits of a dtype that the loss doesn't take, before anything is read.
+    """
+    if dtype_name(logits.dtype) not in FLOATS:
+        raise TypeError(f"logits must be of dtype {', '.join(FLOATS)}; got {dtype_name(logits.dtype)}")
     axis = loss.axis % len(logits.shape)
     want = tuple(n for a, n in enumerate(logits.shape) if a != axis)
     for name, array in {"labels": labels, "pixel_weight": pixel_weight}.items():

@@ -114,6 +114,19 @@ def test_maps_that_are_larger_than_the_logits_are_not_cropped():
         scene_parts(loss, X, Y, pixel_weight=np.ones(Y.shape, np.int64))
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "int64", "bool", "complex64"])
+def test_logits_of_another_dtype_are_refused_as_the_loss_refuses_them(dtype):
+    """Two bytes wide is not 16-bit floating-point."""
+    x, loss = X.astype(dtype), LocallyAdaptiveLoss()
+    for call in (
+        lambda: loss(x, Y),
+        lambda: scene_parts(loss, x, Y, tile=8),
+        lambda: scene_value_and_grad(loss, x, Y, np.empty(x.shape), tile=8),
+    ):
+        with pytest.raises(TypeError, match=f"logits must be of dtype float16, .*; got {dtype}"):
+            call()
+
+
 def test_progress_is_shown(capsys):
     scene_parts(LocallyAdaptiveLoss(), X, Y, tile=16, progress=True)
     assert "loss of 8 tiles" in capsys.readouterr().out

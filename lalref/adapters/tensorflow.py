@@ -13,6 +13,7 @@ import numpy as np
 
 import lalref
 from lalref.adapters import calls
+from lalref.arrays import FLOATS
 from lalref.functions import loss_for
 from lalref.options import OptionsDict
 
@@ -70,6 +71,8 @@ def locally_adaptive_loss(
     if loss.engine == "cuda":
         raise ValueError('engine="cuda" takes CuPy arrays, and TensorFlow hands over NumPy arrays here')
     x, y = tf.convert_to_tensor(y_pred), tf.convert_to_tensor(y_true)
+    if x.dtype.name not in FLOATS:  # others would be made floating-point on the way to the engine
+        raise TypeError(f"y_pred, the logits, must be of dtype {', '.join(FLOATS)}; got {x.dtype.name}")
     w = None if sample_weight is None else tf.convert_to_tensor(sample_weight)
     if y.shape.rank == x.shape.rank and y.shape[-1] == 1 and loss.axis % y.shape.rank == y.shape.rank - 1:
         y = tf.squeeze(y, -1)

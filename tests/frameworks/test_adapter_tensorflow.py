@@ -143,6 +143,18 @@ def test_sample_weights_weigh_windows():
     np.testing.assert_allclose([of_images, of_windows], [right, right], rtol=1e-14)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])
+def test_logits_of_another_dtype_are_refused(dtype, compiled):
+    def f(x):
+        return locally_adaptive_loss(Y, x)
+
+    with pytest.raises(TypeError, match=f"y_pred, the logits, must be of dtype float16, .*; got {dtype}"):
+        (tf.function(f) if compiled else f)(tf.zeros(LAST.shape, dtype))
+    with pytest.raises(TypeError, match=f"got {dtype}"):
+        LocallyAdaptiveLoss()(Y, tf.zeros(LAST.shape, dtype))
+
+
 def test_the_door():
     with pytest.raises(ValueError, match="labels must have the shape"):
         locally_adaptive_loss(Y[:1], LAST)
