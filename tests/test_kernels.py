@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,16 @@ def test_asked_for_by_name_it_says_what_is_missing(monkeypatch):
         lalref.lal_loss(X, Y, engine="cuda")
 
 
+def test_a_broken_cupy_is_told_from_a_missing_one(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(
+        ValueError, match=r"CuPy, which is installed but can't be imported \(libcudart\.so\.13"
+    ):
+        lalref.lal_loss(X, Y, engine="cuda")
+
+
 @pytest.fixture
 def a_device(monkeypatch):
     """As if CuPy were here and saw a GPU."""
@@ -35,7 +46,7 @@ def a_device(monkeypatch):
             is_available = staticmethod(lambda: True)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setitem(__import__("sys").modules, "cupy", Cupy)
+    monkeypatch.setitem(sys.modules, "cupy", Cupy)
     return Cupy
 
 
@@ -132,6 +143,12 @@ def test_labels_that_do_not_fit_beside_a_thread_are_pooled_by_cells(C, by_class)
 @pytest.mark.skipif(not REPORT.exists(), reason=f"not yet measured on a GPU: there is no {gpu.REPORT}")
 def test_the_report_belongs_to_these_kernels():
     assert gpu.changed(REPORT) == [], "measure again with: make bench-gpu"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cuda.md"])
+def test_the_pages_say_that_nothing_was_measured_as_long_as_there_is_no_report(page):
+    said = "not yet measured on a gpu" in (REPORT.parents[1] / page).read_text(encoding="utf-8").lower()
+    assert said != REPORT.exists(), f"{gpu.REPORT} and {page} must agree on whether a GPU was measured"
 
 
 def test_a_report_of_other_kernels_is_noticed(tmp_path):

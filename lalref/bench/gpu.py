@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -193,6 +194,16 @@ def measure(
     return results
 
 
+def driver() -> str | None:
+    """Return the version of NVIDIA's driver; None where nvidia-smi is not there to say it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.splitlines()[0].strip()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write the report; 1 where a result is wrong, 3 where there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m lalref.bench.gpu", description=__doc__.splitlines()[0])
@@ -213,8 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = {
         "device": device["name"].decode(),
         "compute capability": f"{device['major']}.{device['minor']}",
-        "driver": cupy.cuda.runtime.driverGetVersion(),
-        "runtime": cupy.cuda.runtime.runtimeGetVersion(),
+        "driver": driver(),
+        "CUDA that the driver knows": cupy.cuda.runtime.driverGetVersion(),
+        "CUDA runtime": cupy.cuda.runtime.runtimeGetVersion(),
         "cupy": cupy.__version__,
         "torch": getattr(sys.modules.get("torch"), "__version__", None),  # imported by `measure`
         "sources": sources(),

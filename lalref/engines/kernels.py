@@ -83,8 +83,10 @@ def why_not(logits: Array, options: Options) -> str:
     """Say why this engine can't serve these logits (N, C, *S), and what to do; empty if it can."""
     if importlib.util.find_spec("cupy") is None:
         return "needs CuPy: install lalref[cuda13] or, for older drivers, lalref[cuda12]"
-    import cupy
-
+    try:
+        import cupy
+    except Exception as error:  # of whatever kind: a library of CUDA's that is missing or of another version
+        return f"needs CuPy, which is installed but can't be imported ({error}): python -c 'import cupy' says more"
     if not cupy.cuda.is_available():
         return "needs a GPU, and no CUDA device is visible to CuPy: check the driver and CUDA_VISIBLE_DEVICES"
     if library(namespace(logits)) != "cupy":

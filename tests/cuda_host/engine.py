@@ -127,6 +127,14 @@ FAULTS: dict[str, Callable[[str], str]] = {
         "x[min(first + g, last) * step_c + a * step_h + b * step_w]",
         "x[(min(first + g, last) * step_c + a * step_h + b * step_w) & 0x7fffffff]",
     ),
+    "a row's index of 31 bits, by cells": _without(
+        "const int* label = in.label + (Index)a * in.columns;",
+        "const int* label = in.label + ((Index)a * in.columns & 0x7fffffff);",
+    ),
+    "a row's index of 31 bits, by class": _without(
+        "in.label[(Index)(a - d) * in.columns + b]",
+        "in.label[((Index)(a - d) * in.columns + b) & 0x7fffffff]",
+    ),
     "two blocks that write one address": _without(
         "int* list = kinds + (Index)blockIdx.x * (call.most + 1)", "int* list = kinds"
     ),

@@ -42,7 +42,8 @@ def run(images: int, dtypes: tuple[str, ...] = ("float32",), **build: Any) -> No
             for options in OPTIONS:
                 lalref.lal_value_and_grad(x, few, **options)
             with mock.patch.object(kernels_geometry, "SHARED_MEMORY", 2000):  # not for every t at once
-                lalref.lal_value_and_grad(x, few, kernel_size=(13, 9))
+                for space in ("logits", "probabilities"):
+                    lalref.lal_value_and_grad(x, few, kernel_size=(13, 9), space=space, p=np.inf)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ No time that comes out of here is one of a GPU, and the report says so itself: i
 """
 
 import json
+import os
 
 import pytest
 
@@ -25,14 +26,19 @@ def small(monkeypatch):
     monkeypatch.setattr(cases, "CASES", cases.CASES[:3])
 
 
-def test_it_checks_then_times_and_writes_down_what_on(small, tmp_path, capsys):
+def test_it_checks_then_times_and_writes_down_what_on(small, tmp_path, capsys, monkeypatch):
     path = tmp_path / "reports" / "gpu.json"
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 570.86.15\necho 570.86.15\n")  # a line for each GPU
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with as_if_on_a_gpu():
         assert gpu.main(["--report", str(path)]) == 0
     report = json.loads(path.read_text())
     assert json.loads(capsys.readouterr().out) == report
     assert report["device"] == "no GPU: the kernels on the CPU"
     assert report["cupy"] == "a stand-in"
+    assert report["driver"] == "570.86.15"
     assert gpu.changed(path) == []
     assert set(report["accuracy in error units"]) == set(gpu.kernels.TYPES)
     assert 0 < max(report["accuracy in error units"].values()) <= gpu.MOST_UNITS
@@ -46,6 +52,11 @@ def test_it_checks_then_times_and_writes_down_what_on(small, tmp_path, capsys):
         assert (
             each["of cross_entropy"] is each["faster than the best torch"] is None
         )  # no torch on this device
+
+
+def test_without_nvidia_smi_no_driver_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.driver() is None
 
 
 def test_a_first_look_writes_no_report(small, tmp_path, capsys):

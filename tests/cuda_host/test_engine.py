@@ -116,15 +116,26 @@ def test_no_order_of_threads_and_blocks_changes_a_bit(options):
         assert same_bits(grad, results[0][1])
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+@pytest.mark.parametrize("shared", [kernels_geometry.SHARED_MEMORY, 2500], ids=["at once", "in sweeps"])
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
 @pytest.mark.parametrize("kernel_size", [5, 15])
-def test_no_order_changes_a_bit_of_pooling_by_class(order, kernel_size):
+def test_no_order_changes_a_bit_of_pooling_by_class(kernel_size, space, shared, monkeypatch):
+    monkeypatch.setattr(kernels_geometry, "SHARED_MEMORY", shared)
     x, y = eighths((2, 5, 19, 37), 8).astype(np.float32), LABELS["blobs"]
-    with on_host(small_tiles=True):
-        _, plain = lalref.lal_value_and_grad(x, y, kernel_size=kernel_size)
-    with on_host(small_tiles=True, order=order):
-        _, grad = lalref.lal_value_and_grad(x, y, kernel_size=kernel_size)
-    assert same_bits(grad, plain)
+    results = []
+    for order in ORDERS.values():
+        with on_host(small_tiles=True, order=order):
+            geometry = kernels_geometry.Geometry.of(
+                x, y.shape[1:], lalref.LocallyAdaptiveLoss(kernel_size=kernel_size), x.dtype
+            )
+            results.append(lalref.lal_value_and_grad(x, y, kernel_size=kernel_size, space=space))
+    span, reach_w, most = (int(geometry.call[name][0]) for name in ("span", "reach_w", "most"))
+    assert most > 0
+    if kernel_size == 15:
+        assert (span <= reach_w) == (shared == 2500)
+    for value, grad in results[1:]:
+        assert same_bits(value, results[0][0])
+        assert same_bits(grad, results[0][1])
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())

@@ -93,6 +93,48 @@ def far_image(space, kernel_size, fault=""):
     return (ell[0], grad[0]), (kept.ell[-1], far_grad[-1])
 
 
+def far_rows(space, kernel_size, fault=""):
+    """ell and gradient of the last rows of one image, of 24 rows and of more than 2^31 pixels."""
+    C, W, dtype, rows = 2, 32, np.dtype(np.float32), 24  # whole tiles
+    H = (FAR // W // 8 + 3) * 8
+    x, y = np.zeros((1, C, rows, W), dtype), np.zeros((1, rows, W), np.int32)
+    x[:, :, -8:], y[:, -8:] = eighths((1, C, 8, W), 4), blobs((1, 8, W), 2)
+    g = abs(eighths((1, rows, W), 6)).astype(dtype)
+    options = lalref.LocallyAdaptiveLoss(space=space, kernel_size=kernel_size)
+    with on_host():
+        valid = np.ones((1, rows, W), bool)
+        ell = kernels.window_losses(x, y, valid, options)
+        grad = kernels.window_losses_vjp(x, y, valid, options, g)
+    labels, upstream, logits = sparse((1, H, W), np.int32), sparse((1, H, W)), sparse((1, C, H, W))
+    labels[:, -rows:], upstream[:, -rows:], logits[:, :, -rows:] = y, g, x
+    geometry = Geometry.of(logits, (H, W), options, dtype)
+    work = kernels._Work(_Sparse(), logits, labels, labels, options, dtype, geometry)
+    with on_host(last=rows // geometry.block[1], fault=fault):
+        kept = work.forward(keep=True)
+        far_grad = work.backward(kept, upstream)
+    own = slice(-8, None)  # what no window at the border of the 24 rows reaches
+    return (ell[0, own], grad[0, :, own]), (kept.ell[0, own], far_grad[0, :, own])
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("kernel_size", [3, 9])
+def test_the_last_rows_of_an_image_of_more_than_two_billion_pixels(space, kernel_size):
+    (ell, grad), (far_ell, far_grad) = far_rows(space, kernel_size)
+    assert ell.any()
+    assert grad.any()
+    assert (ell == far_ell).all()
+    assert (grad == far_grad).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kernel_size"),
+    [("a row's index of 31 bits, by cells", 3), ("a row's index of 31 bits, by class", 9)],
+)
+def test_an_index_of_31_bits_reads_other_rows(fault, kernel_size):
+    (ell, _), (far_ell, _) = far_rows("logits", kernel_size, fault)
+    assert (ell != far_ell).any()
+
+
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
 @pytest.mark.parametrize("kernel_size", [3, 9])
 def test_the_last_of_a_batch_of_more_than_two_billion_pixels(space, kernel_size):

@@ -73,6 +73,8 @@ def test_every_fault_is_planted_somewhere():
     elsewhere = {
         "a pixel's index of 31 bits",  # in test_indices.py
         "a logit's index of 31 bits",
+        "a row's index of 31 bits, by cells",
+        "a row's index of 31 bits, by class",
         "no barrier before a block adds up",  # in test_stage3.py
         "no barrier while a block adds up",
     }

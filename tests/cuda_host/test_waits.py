@@ -11,6 +11,7 @@ from samples import OMEGA, X, Y, each_option, refused, same_bits
 import lalref
 from cuda_host.stand_in import Array, Device, behind_a_wall, cupy_of
 from lalref.arrays import Refusals
+from lalref.oracle.inputs import eighths
 
 EVERYTHING = {"class_weight": (0.5, 2.0, 1.25), "empty": "raise"}
 
@@ -62,6 +63,22 @@ def test_labels_device_weights_and_an_empty_batch_are_one_wait_together(call):
     with behind_a_wall() as wall:
         call(loss, wall.asarray(X), wall.asarray(Y), pixel_weight=wall.asarray(OMEGA))
         assert wall.waits == 1
+
+
+@each_option
+def test_an_upstream_gradient_on_the_device_is_not_waited_for(options):
+    loss = lalref.LocallyAdaptiveLoss(check=False, **options)
+    with behind_a_wall() as wall:
+        x, y = wall.asarray(X), wall.asarray(Y)
+        shape = loss(x, y).shape  # () but for reduction="none"
+        upstream = abs(eighths(shape, 6)) + 2 if shape else np.float32(3)
+        _, grad = loss.value_and_grad(x, y, grad_output=wall.asarray(upstream))
+        _, cache = loss.forward(x, y)
+        again = loss.backward(cache, wall.asarray(upstream))
+        assert wall.waits == 0
+    _, right = lalref.lal_value_and_grad(X, Y, engine="array", grad_output=upstream, **options)
+    for found in (grad, again):
+        np.testing.assert_allclose(found.get(), right, rtol=1e-10, atol=1e-14)
 
 
 def test_whether_a_batch_is_empty_is_asked_without_checks_too_and_then_it_is_the_one_wait():
