@@ -13,6 +13,7 @@ import importlib.machinery
 import operator
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -48,6 +49,7 @@ class Array:
 
     def __init__(self, wall: Wall, numbers: Any) -> None:
         self.wall, self.numbers = wall, np.asarray(numbers)
+        wall.hold(self.numbers)
         self.device = Device(wall, wall.entered[-1])
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
@@ -101,10 +103,10 @@ class Array:
         return Array(self.wall, self.wall.inside(self)[self.wall.inside(index)])
 
     def __neg__(self) -> Array:
-        return Array(self.wall, -self.wall.inside(self))
+        return self.wall.negative(self)
 
     def __invert__(self) -> Array:
-        return Array(self.wall, ~self.wall.inside(self))
+        return self.wall.bitwise_invert(self)
 
 
 def _operator(name: str, reflected: bool = False) -> Any:
@@ -113,7 +115,9 @@ def _operator(name: str, reflected: bool = False) -> Any:
             raise TypeError(f"{name}: an array of NumPy's can't meet one on the device")
         operands = self.wall.inside(self), self.wall.inside(other)
         with np.errstate(all="ignore"):
-            return Array(self.wall, getattr(operator, name)(*(operands[::-1] if reflected else operands)))
+            result = np.asarray(getattr(operator, name)(*(operands[::-1] if reflected else operands)))
+        self.wall.move(operands, result)
+        return Array(self.wall, result)
 
     return act
 
@@ -128,8 +132,10 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "and_", "or_", "mod", "floo
 class Wall:
     """The array-API namespace of `Array`: NumPy's, with `waits`, how often a number was asked for.
 
-    `busy` is true from when a kernel that takes its time is launched until somebody waits. The last of `entered` is
-    the current device's number, and what is on another can't be worked with.
+    `most_held` is the most memory that there was at any time and `sizes` every piece of it, `moved` how much the
+    operations read and wrote, both in bytes and beside what kernels do. `busy` is true from when a kernel that takes
+    its time is launched until somebody waits. The last of `entered` is the current device's number, and what is on
+    another can't be worked with.
     """
 
     __name__ = "cupy"
@@ -137,6 +143,27 @@ class Wall:
     def __init__(self) -> None:
         self.waits, self.busy = 0, False
         self.entered = [0]
+        self.owners: dict[int, int] = {}  # bytes of memory that is held, by who holds it
+        self.most_held = self.moved = 0
+        self.sizes: list[int] = []
+
+    def hold(self, numbers: np.ndarray) -> None:
+        """Count the memory of `numbers` until nobody has it any more; a view takes none of its own."""
+        owner = numbers
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        if id(owner) in self.owners:
+            return
+        self.owners[id(owner)] = owner.nbytes
+        weakref.finalize(owner, self.owners.pop, id(owner))
+        self.sizes.append(owner.nbytes)
+        self.most_held = max(self.most_held, sum(self.owners.values()))
+
+    def move(self, operands: Any, result: np.ndarray) -> None:
+        """Count what an operation reads and writes; for a view it is nothing."""
+        arrays = [a for a in operands if isinstance(a, np.ndarray)]
+        if not any(np.may_share_memory(a, result) for a in arrays):
+            self.moved += result.nbytes + sum(a.nbytes for a in arrays)
 
     def inside(self, value: Any) -> Any:
         """`value` with what is behind the wall taken out from there; nothing waits."""
@@ -160,7 +187,12 @@ class Wall:
                 raise TypeError(f"{name}: takes arrays on the device, got one of NumPy's")
             with np.errstate(all="ignore"):
                 result = found(*self.inside(args), **{k: self.inside(v) for k, v in kwargs.items()})
-            return Array(self, result) if isinstance(result, np.ndarray | np.generic) else result
+            if not isinstance(result, np.ndarray | np.generic):
+                return result
+            result = np.asarray(result)
+            if name != "empty":
+                self.move(self.inside(args), result)
+            return Array(self, result)
 
         return call
 
