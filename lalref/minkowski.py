@@ -1,7 +1,7 @@
 """Stage 3, Minkowski pooling: from the map of window losses to one number, and its shares back.
 
-Every engine ends here, so it is written once, on small maps in float64. In come ell and omega on the
-stride grid; no logits, no labels, no windows may come in.
+Every engine ends here, or in loops or kernels of its own that tests hold to this. It works on small maps in float64.
+In come ell and omega on the stride grid; no logits, no labels, no windows may come in.
 
 With r = ell / max ell, S = sum(omega r^p) and B = sum(omega) (mean) or 1 (sum), equation (8) is
 L = max ell (S/B)^(1/p): the powers are taken of numbers in [0, 1], so they can't overflow, and at least
