@@ -58,7 +58,7 @@ def with_mistakes() -> str:
 
 
 @functools.cache
-def build(dtype: str, space: str, channels: int) -> HostModule:
+def build(dtype: str, space: str, channels: int = 0) -> HostModule:
     return HostModule(with_mistakes(), tuple(kernel_names(dtype, space, channels).values()))
 
 
