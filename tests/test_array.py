@@ -208,14 +208,19 @@ AHEAD = np.moveaxis(np.eye(3)[np.where(SURE_Y == VOID, 0, SURE_Y)], -1, 1)  # ra
 TANGENTS = {"the targets": AHEAD, "anywhere": eighths(SURE_X.shape, 23)}
 
 
-def far_off(found, balls, dtype, scale=None):
-    """The largest error in eps (1 + max |logit|) of the right number, or of `scale` where that is larger."""
+def far_off(found, balls, dtype, scale=None, flushed=False):
+    """The largest error in eps (1 + max |logit|) of the right number, or of `scale` where that is larger.
+
+    `flushed`: a subnormal number is 0 wherever it arises, as CuPy has float32 compiled.
+    """
     info, found = np.finfo(dtype), np.asarray(found, float)
     right = truth.doubles(balls)[0]
     size = abs(right[0]) if scale is None else np.maximum(abs(right[0]), scale)
     allowed = float(info.eps) * (1 + abs(SURE_X).max()) * size
     # below the normal range eps no longer holds: numbers lie smallest_subnormal apart, 25 in a window
     allowed += np.where(size < 64 * float(info.tiny), 25 * float(info.smallest_subnormal), 0)
+    if flushed:  # each of the 25 may be one that was
+        allowed += 25 * float(info.tiny)
     error = abs((found - right[0]) - right[1])
     return np.max(error / np.where(allowed > 0, allowed, 1), initial=0)
 
@@ -231,8 +236,9 @@ def test_tiny_losses_keep_their_relative_accuracy(engine, space, dtype, p, reduc
     options = {"space": space, "p": p, "reduction": reduction, "kernel_size": kernel_size}
     exact = truth.value_and_grad(SURE_X, SURE_Y, **options)
     value, grad = lal_value_and_grad(SURE_X.astype(dtype), SURE_Y, engine=engine, **options)
+    flushed = engine == "cuda" and dtype == "float32"
     assert far_off(value, exact.value, dtype) <= 8
-    assert far_off(grad, exact.grad, dtype) <= 8
+    assert far_off(grad, exact.grad, dtype, flushed=flushed) <= 8
 
 
 @each_space
