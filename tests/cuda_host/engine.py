@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import lalref.loss
+import lalref.steps
 from cuda_host.host import HostModule
 from lalref.engines import array, kernels, kernels_geometry
 from lalref.engines.kernels import TYPES, kernel_names, source
@@ -52,7 +53,8 @@ def on_host(order: int = 0, small_tiles: bool = False, last: int = 2**32 - 1, **
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(kernels, "load", load))
-        stack.enter_context(mock.patch.object(lalref.loss, "choose", choose))
+        for door in (lalref.loss, lalref.steps):
+            stack.enter_context(mock.patch.object(door, "choose", choose))
         if small_tiles:
             stack.enter_context(mock.patch.multiple(kernels_geometry, **SMALL_TILES))
         yield
