@@ -50,7 +50,10 @@ def first_windows(n, image, y, valid, found):
     C, most = found.shape
     found[:] = -1
     counts = np.zeros(C, np.int64)
-    is_open = np.uint64(2**64 - 1) if C > 63 else (np.uint64(1) << np.uint64(C)) - np.uint64(1)
+    is_open, open_of_bit = np.uint64(0), np.zeros(64, np.int64)
+    for kind in range(C):
+        is_open |= np.uint64(1) << np.uint64(kind & 63)
+        open_of_bit[kind & 63] += 1
     left = C
     grid_b = (image.B + image.stride_b - 1) // image.stride_b
     grid_w = (image.W + image.stride_w - 1) // image.stride_w
@@ -74,8 +77,9 @@ def first_windows(n, image, y, valid, found):
                         counts[kind] += 1
                         if counts[kind] == most:
                             left -= 1
-                            if C <= 63:
-                                is_open &= ~(np.uint64(1) << np.uint64(kind))
+                            open_of_bit[kind & 63] -= 1
+                            if open_of_bit[kind & 63] == 0:
+                                is_open &= ~(np.uint64(1) << np.uint64(kind & 63))
                 if left == 0:
                     return
             at += grid_w
@@ -91,7 +95,7 @@ def typical_margins(x: Array, image: Image, y: Labels, valid: Array, working: An
     if x.size == 0 or C < 2:
         return typical
     found = np.empty((N, C, _PIXELS), np.int64)
-    for image_n in range(N):  # takes less time than waking a thread
+    for image_n in range(N):  # one after the other: most often a few rows hold all that is looked for
         first_windows(image_n, image, y, valid, found[image_n])
     n, kind, i = np.nonzero(found >= 0)
     a, b, w = np.unravel_index(found[n, kind, i], x.shape[2:])

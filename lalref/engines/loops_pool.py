@@ -11,7 +11,8 @@ by class
     U_0[j] + sum over t of U_t[j - t] + U_t[j + t]. The inner sums grow outwards and the outer ones inwards,
     so all U_t of a column cost O(r), and nothing is ever subtracted. They stay in registers, for `RINGS` of
     the t at a time, and so do those of the next columns: the two are shifted against each other. Where k is the
-    only class in reach, the padding's zeros are mask enough and labels are not even looked at.
+    only class in reach, the padding's zeros are mask enough, and up to radius `RINGS` labels are not even looked at;
+    larger windows (`_large`) add up shells by way of memory first, and mask there always.
 by cell
     Where many classes meet (noise), the (2r + 1)**2 cells of the window, each kept or left by its label.
 

@@ -40,9 +40,11 @@ def number_of_threads() -> int:
 
 
 def run(work: Callable[[Any], object], tasks: Sequence[Any]) -> None:
-    """Call work(task) for every task, by a pool that all callers share: never more threads than numba's limit.
+    """Call work(task) for every task, by a pool that all callers share.
 
-    The caller does its part, so that nobody waits for a thread to wake up; while it does, others only wait.
+    The caller does its part, so that nobody waits for a thread to wake up. One caller at a time does, while others
+    only wait: calls that share their work out are never on more threads than numba's limit. Besides them work only
+    callers that keep to their own thread, because they have a single task or are set to one thread.
     """
     workers = min(number_of_threads(), len(tasks))
     if workers <= 1:
