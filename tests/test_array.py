@@ -13,9 +13,11 @@ from samples import (
     V,
     X,
     Y,
+    each_dtype,
     each_engine,
     each_option,
     each_space,
+    of_dtype,
     problems,
     same_bits,
     upstream_for,
@@ -82,7 +84,7 @@ def test_the_value_is_the_definitions(engine, problem):
 
 
 @each_engine
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_dtype
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_value_and_every_gradient_entry_are_within_two_units_of_truth(engine, dtype, case):
     if case.labels.ndim - 1 > MOST_AXES[engine]:
@@ -90,7 +92,7 @@ def test_value_and_every_gradient_entry_are_within_two_units_of_truth(engine, dt
     right = golden.load()[case.name]
     unit = error_unit(case, dtype, right.value[0], right.grad[0])
     value, grad = lal_value_and_grad(
-        case.given_logits.astype(dtype), case.labels, engine=engine, **case.arguments
+        of_dtype(case.given_logits, dtype), case.labels, engine=engine, **case.arguments
     )
     assert in_units(value.astype(float), right.value, unit.value).max(initial=0) <= 2
     assert in_units(grad.astype(float), right.grad, unit.grad).max(initial=0) <= 2

@@ -3,6 +3,8 @@
 import itertools
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,23 +30,25 @@ def blobs(N=2, C=5, H=37, W=83):
 
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
-@pytest.mark.parametrize("p", [5.0, 2.5])
-def test_the_number_of_threads_changes_no_bit(threads, space, p):
+@pytest.mark.parametrize(("p", "kernel_size"), [(5.0, 5), (2.5, 5), (5.0, 31)])
+def test_the_number_of_threads_changes_no_bit(threads, space, p, kernel_size):
     x, y = blobs(H=150)
     found = []
     for number in sorted({1, 2, numba.config.NUMBA_NUM_THREADS}):
         if number <= numba.config.NUMBA_NUM_THREADS:
             threads(number)
-            found.append(lal_value_and_grad(x, y, space=space, p=p, engine="numba"))
+            options = {"space": space, "p": p, "kernel_size": kernel_size}
+            found.append(lal_value_and_grad(x, y, engine="numba", **options))
     for value, grad in found[1:]:
         assert same_bits(value, found[0][0])
         assert same_bits(grad, found[0][1])
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_the_tasks_may_be_done_by_any_number_of_workers_in_any_order(monkeypatch, number):
-    x, y = blobs(H=150)
-    right = lal_value_and_grad(x, y, engine="numba")
+@pytest.mark.parametrize("kernel_size", [5, 31])
+def test_the_tasks_may_be_done_by_any_number_of_workers_in_any_order(monkeypatch, number, kernel_size):
+    x, y = blobs(H=500 if kernel_size == 31 else 150)  # bands are 4 radii high
+    right = lal_value_and_grad(x, y, kernel_size=kernel_size, engine="numba")
     together = []
 
     def run(work, tasks):
@@ -63,10 +67,37 @@ def test_the_tasks_may_be_done_by_any_number_of_workers_in_any_order(monkeypatch
         monkeypatch.setattr(loops_threads, "_pool", pool)
         for module in (loops, loops_geometry, loops_stage3):
             monkeypatch.setattr(module, "run", run)
-        found = lal_value_and_grad(x, y, engine="numba")
+        found = lal_value_and_grad(x, y, kernel_size=kernel_size, engine="numba")
     assert set(together) == set(range(number))
     assert same_bits(found[0], right[0])
     assert same_bits(found[1], right[1])
+
+
+def test_as_many_threads_as_numba_is_set_to(threads):
+    for number in {1, numba.config.NUMBA_NUM_THREADS}:
+        threads(number)
+        assert loops_threads.number_of_threads() == number
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_as_many_threads_as_the_environment_says_and_none_of_numbas_are_started(number):
+    """In a process that has set nothing, and at once after it has."""
+    program = (
+        "import numba; from lalref.engines.loops_threads import number_of_threads, run\n"
+        "import threading; print(number_of_threads())\n"
+        "run(lambda task: task, range(8)); print(threading.active_count())\n"
+        "try: numba.threading_layer()\n"
+        "except ValueError: print('none')\n"
+        "numba.set_num_threads(1); print(number_of_threads())"
+    )
+    environment = {**os.environ, "NUMBA_NUM_THREADS": str(number)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    told, active, layer, set_to = done.stdout.split()
+    assert (told, layer, set_to) == (str(number), "none", "1")
+    assert int(active) <= number
 
 
 def test_several_python_threads_at_once_get_what_each_gets_alone():
