@@ -78,6 +78,25 @@ def test_float16_scenes_give_float32_gradients():
     np.testing.assert_allclose(grad, right_grad, rtol=0, atol=1e-6 * abs(right_grad).max())
 
 
+class Slices:
+    """No more than is asked of a source."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, slices):
+        assert all(isinstance(s, slice) for s in slices)
+        return self.array[slices].copy()
+
+
+def test_a_source_needs_a_shape_a_dtype_and_slices():
+    loss, grad = LocallyAdaptiveLoss(), np.empty(X.shape)
+    value = scene_value_and_grad(loss, Slices(X), Slices(Y), grad, pixel_weight=Slices(W), tile=8)
+    right, right_grad = loss.value_and_grad(X, Y, pixel_weight=W)
+    np.testing.assert_allclose(value, right, rtol=1e-13)
+    np.testing.assert_allclose(grad, right_grad, rtol=0, atol=1e-13 * abs(right_grad).max())
+
+
 def test_scenes_without_a_valid_window_or_a_pixel():
     loss = LocallyAdaptiveLoss(empty="nan")
     assert math.isnan(scene_parts(loss, X, np.full_like(Y, VOID), tile=8).value)

@@ -15,8 +15,10 @@ from lalref.oracle.inputs import VOID, eighths, scattered, weights
 da = pytest.importorskip("dask.array")
 
 import dask  # noqa: E402
+from dask.callbacks import Callback  # noqa: E402
 
 from lalref.adapters.dask import dask_value_and_grad  # noqa: E402
+from lalref.scenes import scene_value_and_grad  # noqa: E402
 
 X, Y, W = eighths((2, 3, 14, 11), 1), scattered((2, 14, 11), 2, 3, VOID), weights((2, 14, 11), 3)
 
@@ -98,6 +100,53 @@ def test_nothing_is_read_before_it_is_asked_for():
     assert (value.dtype, grad.dtype, grad.shape) == (np.float32, np.float32, x.shape)
     with pytest.raises(AssertionError, match="read"):
         value.compute()
+
+
+class Copies:
+    """A source as HDF5 and Zarr are: it has no more than dask asks for, and gives copies."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, slices):
+        return self.array[slices].copy()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_gradient_of_a_source_that_is_read_when_needed_keeps_less_than_half_of_it(inline):
+    """What dask holds between tasks; without inline_array it would be more than the whole here."""
+    x, y = np.tile(X[:1, :, :10, :10], (1, 1, 32, 32)), np.tile(Y[:1, :10, :10], (1, 32, 32))
+    source, out, most = Copies(x), np.empty(x.shape), 0
+
+    def look(key, result, dsk, state, worker):
+        nonlocal most
+        whole = [
+            a if a.base is None else a.base for a in state["cache"].values() if isinstance(a, np.ndarray)
+        ]
+        most = max(most, sum(a.nbytes for a in {id(a): a for a in whole if a is not out}.values()))
+
+    lazy = da.from_array(source, chunks=(1, 3, 40, 40), name=False, inline_array=inline)
+    maps = da.from_array(y.astype(np.uint8), chunks=40, name=False)
+    loss = LocallyAdaptiveLoss()
+    with Callback(posttask=look):
+        da.store(dask_value_and_grad(loss, lazy, maps)[1], out, lock=False, scheduler="sync")
+    assert (most > x.nbytes) == (not inline)
+    assert inline == (most < x.nbytes / 2)
+    right = loss.value_and_grad(x, y)[1]
+    np.testing.assert_allclose(out, right, rtol=0, atol=1e-13 * abs(right).max())
+
+
+def test_an_hdf5_data_set(tmp_path):
+    h5py, loss = pytest.importorskip("h5py"), LocallyAdaptiveLoss()
+    right, right_grad = loss.value_and_grad(X, Y)
+    with h5py.File(tmp_path / "scene.h5", "w") as file:
+        x, y, out = file.create_dataset("x", data=X), file.create_dataset("y", data=Y), np.empty(X.shape)
+        assert abs(scene_value_and_grad(loss, x, y, out, tile=7) / right - 1) < 1e-13
+        np.testing.assert_allclose(out, right_grad, rtol=0, atol=1e-13 * abs(right_grad).max())
+        lazy = (da.from_array(a, chunks=7, inline_array=True) for a in (x, y))
+        found, found_grad = dask.compute(*dask_value_and_grad(loss, *lazy), scheduler="threads")
+    np.testing.assert_allclose(found, right, rtol=1e-13)
+    np.testing.assert_allclose(found_grad, right_grad, rtol=0, atol=1e-13 * abs(right_grad).max())
 
 
 def test_the_door():
