@@ -166,6 +166,15 @@ def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path):
     assert not mark.exists()
 
 
+def test_a_program_that_ends_before_its_children_is_judged_and_they_are_ended(tmp_path):
+    mark = tmp_path / "child"
+    command = f"sh -c '(sleep 2; touch {mark}; sleep 60) & echo over >&2; exit 3; : {{case}} {{out}}'"
+    with pytest.raises(ProgramError, match=r"exit status 3; its last words: over"):
+        Command(command, seconds=30)(PLAIN, "float32")
+    time.sleep(2.5)
+    assert not mark.exists()
+
+
 def test_a_program_runs_in_a_scratch_folder_that_goes_away(program, tmp_path, monkeypatch):
     command = program("import os, sys; open('left', 'w'); sys.exit(os.getcwd())")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,7 @@
-"""docs/oracle-figures.md says what the catalogue, the cases, the files and the kill matrix say; its commands exist."""
+"""docs/oracle-figures.md says what the catalogue, the cases, the files and the kill matrix say; its commands exist.
+
+How many blind ports are named is measured by their commands alone, which fail below what the page promises.
+"""
 
 import json
 import re
@@ -7,7 +10,6 @@ from pathlib import Path
 
 import oracle_figures
 import pytest
-from blind_ports.described.expected import EXPECTED
 
 from lalref.cli import main
 from lalref.oracle import golden, oracle_report
@@ -49,10 +51,6 @@ def peers():
     )
 
 
-def described(kind):
-    return sum(mistake.ids is not None and len(mistake.ids) == kind for mistake in EXPECTED.values())
-
-
 def sizes():
     return sum(file.stat().st_size for file in golden.FOLDER.iterdir())
 
@@ -60,7 +58,8 @@ def sizes():
 FIGURES = {
     "catalogue": [
         f"{len(CATALOGUE)}, with {sum(len(m.variants) for m in CATALOGUE)} more forms",
-        f"{sum(bool(m.source) for m in CATALOGUE)} with the public bug",
+        f"{sum(bool(m.source) for m in CATALOGUE)} cited, with the public bug",
+        f"the other {sum(not m.source for m in CATALOGUE)} are not",
         f"{len(EQUIVALENT)} changes that change nothing",
     ],
     "kill rate": [f"{dtype}: {killed(dtype)}" for dtype in ("float32", "float64")],
@@ -79,12 +78,6 @@ FIGURES = {
         f"wrong beyond {LIMIT:g}",
     ],
     "false alarms": [f"of {len(list(variants())):,} variants"],
-    "described ports": [
-        f"| {described(1)} of {described(1)} |",
-        f"0 for {sum(mistake.ids is None for mistake in EXPECTED.values())} |",
-        f"0 for {described(0)} |",
-        f"of {described(2)};",
-    ],
     "files": [f"{sizes():,} bytes", f"{len(CASES) + 1} files"],
     "reader": [f"{len((ROOT / 'examples/read_golden.cpp').read_text().splitlines())} lines"],
 }

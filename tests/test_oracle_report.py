@@ -1,6 +1,7 @@
 """The kill matrix as a page: what it says is what was measured."""
 
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from lalref.cli import main
 from lalref.oracle import oracle_report, peers
 from lalref.oracle.cases import BY_NAME
-from lalref.oracle.matrix import CORE
+from lalref.oracle.matrix import CORE, units_by_case
 from lalref.oracle.mistakes import BY_ID, CATALOGUE, EQUIVALENT, Textbook
 
 FEW = tuple(
@@ -50,6 +51,21 @@ def test_the_same_numbers_are_there_for_machines(page, tmp_path):
     assert found["mistakes"]["single-precision-inside"]["best"].keys() == {"float64"}
     assert found["mistakes"]["no-root"]["seen_by"] == {SCIPY.name: False}
     assert found["mistakes"]["gradient-accumulates"]["refused"]
+
+
+def test_every_cell_of_the_matrix_is_there_for_machines(page, tmp_path):
+    found = json.loads((tmp_path / "oracle-report.json").read_text(encoding="utf-8"))["mistakes"]
+    for dtype in oracle_report.DTYPES:
+        measured = units_by_case(BY_ID["no-root"].subject(), dtype)
+        cells = found["no-root"]["units"][dtype]
+        assert list(cells) == [case.name for case in CORE]
+        assert any(math.isinf(units) for units in measured.values())
+        for name, units in measured.items():
+            assert (
+                cells[name] is None
+                if math.isinf(units)
+                else cells[name] == pytest.approx(units, rel=6e-3, abs=6e-3)
+            )
 
 
 def test_a_mistake_that_is_let_pass_fails_the_command(tmp_path, monkeypatch):
@@ -91,6 +107,19 @@ def test_the_published_page_lets_nothing_pass():
     for name, m in found["mistakes"].items():
         assert all(best is None or best >= oracle_report.WEAKEST for best in m["best"].values()), name
         assert tuple(m["best"]) == (() if m["stage"] == "state" else BY_ID[name].dtypes)
+
+
+def test_the_published_cells_are_of_every_mistake_in_every_case():
+    file = DOCS / "oracle-report.json"
+    assert file.stat().st_size < 500_000
+    for name, m in json.loads(file.read_text(encoding="utf-8"))["mistakes"].items():
+        assert list(m["units"]) == list(oracle_report.DTYPES)
+        for dtype, cells in m["units"].items():
+            assert list(cells) == [case.name for case in CORE], name
+            most = max(math.inf if units is None else units for units in cells.values())
+            if dtype in m["best"]:
+                best = math.inf if m["best"][dtype] is None else m["best"][dtype]
+                assert most == pytest.approx(best, rel=6e-3), name
 
 
 def test_peers_are_given_the_smallest_case_that_shows_a_mistake():

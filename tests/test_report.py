@@ -23,6 +23,7 @@ centre_only = BY_ID["centre-only"].subject()
 
 FOUND = SimpleNamespace(
     summary="Your backward reads the centre pixel only.",
+    consistent=False,
     findings=[
         SimpleNamespace(
             mistake="centre-only", sentence="Only the centre gets gradient", agreement_units=0.75, share=1.0
@@ -120,6 +121,7 @@ def test_what_was_diagnosed_shrunk_and_tried_is_told_to_people_and_to_machines(w
         {"mistake": "not-quite", "sentence": "Nobody knows", "agreement_units": None, "share": 0.6},
     ]
     assert found["summary"] == FOUND.summary
+    assert found["consistent"] is False
     assert found["protocol"][1] == {"name": "reversed view", "outcome": "differs", "note": "value 3.5 off"}
     assert found["shrunk"] == "import numpy as np\nx = 1"
     assert {"verdict", "cases", "extended", "skipped", "versions"} <= set(found)

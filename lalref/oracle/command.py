@@ -124,25 +124,26 @@ class Command(Subject):
 
     def _run(self, case: Path, out: Path) -> None:
         words = [word.replace("{case}", str(case)).replace("{out}", str(out)) for word in self.words]
-        process = subprocess.Popen(
-            words,
-            cwd=case.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # so that its children can be ended with it
-        )
+        last_words = case.parent / "stderr"  # a file: a pipe stays open as long as any child of it lives
+        with last_words.open("wb") as stderr:
+            process = subprocess.Popen(
+                words,
+                cwd=case.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # so that its children can be ended with it
+            )
         try:
-            _, stderr = process.communicate(timeout=self.seconds)
+            process.wait(timeout=self.seconds)
         except subprocess.TimeoutExpired as error:
             raise ProgramError(f"took longer than the time limit of {self.seconds:g} s") from error
         finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+            with contextlib.suppress(ProcessLookupError):  # also of what it has left running
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         if process.returncode:
-            words_left = " ".join(stderr.decode(errors="replace").split())
+            words_left = " ".join(last_words.read_text(errors="replace").split())
             said = f"its last words: {words_left[-TAIL:]}" if words_left else "nothing on stderr"
             raise ProgramError(f"ended with {_status(process.returncode)}; {said}")
 

@@ -21,7 +21,7 @@ from lalref.oracle.pairs import in_the_gradient, joint, mixed
 from lalref.oracle.partly import parts, ranked
 from lalref.oracle.sightings import sighted, written_to
 from lalref.oracle.suspects import AGREES, Observed, Suspect, all_suspects, scope_of, telling_first
-from lalref.oracle.whereabouts import consistency, whereabouts
+from lalref.oracle.whereabouts import consistency, whereabouts, whose
 
 __all__ = ["Diagnosis", "Finding", "Observed", "diagnose", "finding"]
 
@@ -66,10 +66,14 @@ class Diagnosis:
         The likeliest first; empty where no known mistake has the numbers.
     summary : str
         A paragraph for people.
+    consistent : bool or None
+        Where no known mistake has the numbers: whether the gradient is at least that of the subject's own loss. None
+        where that was not asked, or can't be told.
     """
 
     findings: list[Finding]
     summary: str
+    consistent: bool | None = None
 
 
 def diagnose(
@@ -102,11 +106,10 @@ def diagnose(
         return Diagnosis(found, _told(found))
     if not wrong:
         return Diagnosis([], "")
-    parts = [whereabouts(core)]
-    if ask is not None:
-        parts.insert(0, consistency(core, ask))
+    consistent = None if ask is None else consistency(core, ask)
+    parts = [whose(core, consistent), whereabouts(core)]
     unknown = "No mistake of the catalogue, and no pair of them, has these numbers."
-    return Diagnosis([], " ".join(part for part in (unknown, *parts) if part))
+    return Diagnosis([], " ".join(part for part in (unknown, *parts) if part), consistent)
 
 
 def _told(found: list[Finding]) -> str:

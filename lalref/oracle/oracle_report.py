@@ -67,8 +67,7 @@ def write(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = ite
     picture(rows, folder / "images" / "oracle-report.png")
     page = folder / "oracle-report.md"
     page.write_text(text(rows, refused, seen, peers), encoding="utf-8")
-    found = numbers(rows, refused, seen, peers)
-    page.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    page.with_suffix(".json").write_text(_lines(numbers(rows, refused, seen, peers)), encoding="utf-8")
     return Written(page, missed(rows, refused))
 
 
@@ -85,10 +84,10 @@ def missed(rows: Mapping[str, Row], refused: set[str]) -> list[str]:
 def numbers(
     rows: Mapping[str, Row], refused: set[str], seen: Mapping[str, Mapping[str, bool]], peers: Sequence[Peer]
 ) -> dict[str, Any]:
-    """The page for machines; units that are not finite are None."""
+    """The page and all cells of the matrix for machines; units that are not finite are None."""
 
-    def finite(units: float) -> float | None:
-        return float(f"{units:.4g}") if math.isfinite(units) else None
+    def finite(units: float, digits: int = 4) -> float | None:
+        return float(f"{units:.{digits}g}") if math.isfinite(units) else None
 
     return {
         "limit": LIMIT,
@@ -104,11 +103,25 @@ def numbers(
                     for dtype in (() if m.stage == "state" else DTYPES)
                     if dtype in m.dtypes
                 },
+                "units": {
+                    dtype: {case: finite(round(units, 2), 3) for case, units in row.items()}
+                    for dtype, row in rows[m.id].items()
+                },
                 "seen_by": seen.get(m.id),
             }
             for m in CATALOGUE
         },
     }
+
+
+def _lines(found: Mapping[str, Any]) -> str:
+    """As JSON, with a line for each mistake: a change of one is a change of one line."""
+    whole = json.dumps({**found, "mistakes": {}}, indent=1)
+    rows = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(m, separators=(',', ':'))}"
+        for name, m in found["mistakes"].items()
+    )
+    return whole.replace('"mistakes": {}', f'"mistakes": {{\n{rows}\n }}') + "\n"
 
 
 def telling(units: Mapping[str, float]) -> Case | None:
@@ -140,8 +153,8 @@ def text(
         "# The kill matrix",
         "",
         "Which mistakes the oracle sees, in which cases, and which of them gradient checkers see. Written by",
-        "`lalref oracle report`, which runs everything anew and fails where a mistake is let pass. The numbers are in",
-        "`oracle-report.json`, too.",
+        "`lalref oracle report`, which runs everything anew and fails where a mistake is let pass. The numbers, with",
+        "the units of every mistake in every case, are in `oracle-report.json`, too.",
         "",
         f"- The catalogue has **{len(CATALOGUE)}** single mistakes, each a small change of one piece of a textbook",
         f"  implementation, and {len(EQUIVALENT)} changes that provably change nothing. Of the mistakes",

@@ -122,7 +122,8 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "scipy check_grad",
         "scipy",
-        f"`check_grad(f, grad, x)`, an error beyond {SCIPY_FINDS:g} of the gradient's norm taken as found",
+        f"`check_grad(f, grad, x)`, an error beyond {SCIPY_FINDS:g} of the gradient's norm (of 0.001 at least) "
+        "taken as found",
         _scipy,
     ),
 )

@@ -130,7 +130,8 @@ class Report:
         That it took.
     diagnosis : Diagnosis or None
         Which known mistakes have these numbers: `findings`, each with `mistake`, `sentence` and
-        `agreement_units`, `share`, and a `summary`.
+        `agreement_units`, `share`, a `summary`, and `consistent`: whether the gradient is that of the
+        subject's own loss, where none of them has.
     shrunk : Shrunk or None
         The smallest input that still fails, as `code` to paste.
     protocol : sequence of Row, (name, outcome, note)
@@ -213,6 +214,7 @@ class Report:
             "reason": self.reason,
             "diagnosis": self.findings(),
             "summary": self.diagnosis.summary if self.diagnosis else "",
+            "consistent": self.diagnosis.consistent if self.diagnosis else None,
             "subject": self.subject,
             "framework": self.framework,
             "dtypes": list(self.dtypes),

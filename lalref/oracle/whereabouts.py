@@ -86,18 +86,24 @@ def _ignored(case: Case) -> bool:
     return bool(np.isin(case.labels, [] if ignored is None else ignored).any())
 
 
-def consistency(core: Sequence[Observed], ask: Callable[[Case, str], Answer]) -> str:
-    """Hold the subject's gradient against differences of its own loss, along one direction a case."""
-    wrong = [e for e in core if e.wrong and np.isfinite(e.answer.grad).all() and e.answer.grad.any()]
-    wrong = [e for e in wrong if e.dtype == "float64" and not np.ndim(e.case.grad_output)]
+def consistency(core: Sequence[Observed], ask: Callable[[Case, str], Answer]) -> bool | None:
+    """Whether the subject's gradient is that of its own loss, along one direction a case; None if it can't be told."""
+    wrong = _differenced(core)
     own = [_belongs(each.case, ask) for each in wrong[:: max(1, len(wrong) // TRIED)][:TRIED]]
-    if not own or None in own:
-        return ""
-    if not all(own):
-        return "Your gradient is not that of your own loss."
-    if any(each.value_wrong for each in wrong):
+    return None if not own or None in own else all(own)
+
+
+def whose(core: Sequence[Observed], consistent: bool | None) -> str:
+    """Say what `consistency` found."""
+    if consistent and any(each.value_wrong for each in _differenced(core)):
         return "Your gradient matches your forward, but your forward is another loss."
-    return ""
+    return "Your gradient is not that of your own loss." if consistent is False else ""
+
+
+def _differenced(core: Sequence[Observed]) -> list[Observed]:
+    """Wrong answers whose loss can be differenced."""
+    wrong = [e for e in core if e.wrong and np.isfinite(e.answer.grad).all() and e.answer.grad.any()]
+    return [e for e in wrong if e.dtype == "float64" and not np.ndim(e.case.grad_output)]
 
 
 def _belongs(case: Case, ask: Callable[[Case, str], Answer]) -> bool | None:

@@ -96,8 +96,7 @@ class SinglePrecisionInside(Textbook):
 @mistake(
     "dtype",
     "ℓ rounded to float16",
-    "Autocast, or a sum in the input's dtype.",
-    "pytorch/pytorch#2391",
+    "Autocast, or a cast somewhere in the forward.",
 )
 class HalfPrecisionInside(Textbook):
     """Your window losses are held in float16."""
@@ -112,6 +111,29 @@ class HalfPrecisionInside(Textbook):
 
     def negative_log(self, v: Traced, g: Any, s: Scene) -> Traced:
         return self.halved(super().negative_log(v, g, s))
+
+
+@mistake(
+    "dtype",
+    "S and B summed one by one in float16",
+    "A running sum that is declared in the type of its terms: what is small beside it is lost.",
+    "chainer/chainer#6702",
+)
+class AccumulatesInHalf(Textbook):
+    """Your sums over the windows are accumulated in float16."""
+
+    def summed(self, terms: Array) -> Array:
+        """Term after term, each step rounded."""
+        return np.cumsum(terms.astype(np.float16), dtype=np.float16)[-1].astype(terms.dtype)
+
+    def power_sum(self, r: Traced, p: float, g: Any, s: Scene) -> Traced:
+        terms = r**p * g.omega
+        return Traced(
+            self.summed(terms.value), (terms, lambda g_out: np.broadcast_to(g_out, terms.value.shape))
+        )
+
+    def base(self, g: Any, s: Scene) -> Array:
+        return self.summed(g.omega) if s.o["reduction"] == "mean" else s.dtype(1)
 
 
 @mistake(

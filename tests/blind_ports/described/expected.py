@@ -21,7 +21,6 @@ class Mistake(NamedTuple):
 
     ids: tuple[str, ...] | None
     own: str = ""
-    also: tuple[str, ...] = ()
 
 
 RIGHT = {
