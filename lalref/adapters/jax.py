@@ -1,8 +1,9 @@
 """The loss inside JAX: a function to differentiate, jit, vmap and shard.
 
-engine="array" is traced into XLA, and JAX does the rest, forward mode and any order of derivative too. Every
-other choice works on the host, with NumPy arrays and as a rule the numba engine, by a callback that jit leaves
-whole; JAX differentiates it backwards, twice.
+engine="array" is traced into XLA, and JAX does the rest, forward mode and any order of derivative too; with
+axis_name, which puts a mesh's batch together, it has the first derivative backwards alone. Every other choice
+works on the host, with NumPy arrays and as a rule the numba engine, by a callback that jit leaves whole; JAX
+differentiates it backwards, twice.
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ def locally_adaptive_loss(
     -0.5
     """
     loss = loss_for(locally_adaptive_loss, options)
+    logits, labels, pixel_weight = (
+        jnp.asarray(a) if type(a) is np.ndarray else a for a in (logits, labels, pixel_weight)
+    )
     if axis_name is not None and loss.engine != "array":
         raise ValueError(f'axis_name={axis_name!r} needs engine="array", which devices run themselves')
     if axis_name is not None:
@@ -179,7 +183,9 @@ _gradient.defvjp(_gradient_fwd, _gradient_bwd)
 
 def combine_over(axis_name: str | tuple[str, ...], parts: Parts) -> Parts:
     """Put the parts of all devices along mesh axes together, as `lalref.combine` does; inside jax.shard_map."""
-    maximum = jax.lax.pmax(parts.maximum, axis_name)
+    bad = jnp.isnan(parts.maximum)  # XLA's pmax may lose a NaN on its way
+    maximum = jax.lax.pmax(jnp.where(bad, -jnp.inf, parts.maximum), axis_name)
+    maximum = jnp.where(jax.lax.psum(bad.astype(jnp.int32), axis_name) > 0, jnp.nan, maximum)
     zero = 0 * parts.weight
     nothing = dataclasses.replace(parts, maximum=maximum, power_sum=zero, weight=zero, count=0 * parts.count)
     here = lalref.combine(parts, nothing)  # this device's, its powers in units of the whole's maximum

@@ -37,7 +37,7 @@ def locally_adaptive_loss(
     Parameters
     ----------
     input : Tensor (N, C, *S), float16, bfloat16, float32 or float64
-        Logits, on any device. 16-bit ones, as under autocast, are worked out in float32.
+        Logits, on the CPU or a CUDA GPU. 16-bit ones, as under autocast, are worked out in float32.
     target : integer Tensor (N, *S) on the same device
     pixel_weight : floating-point Tensor (N, *S), optional
         It gets no gradient, so it must not require one.
@@ -47,7 +47,8 @@ def locally_adaptive_loss(
         first derivatives only.
     **options
         As for `lalref.LocallyAdaptiveLoss`. torch ignores the label -100 where nobody says otherwise, lalref
-        255: say ignore_index=-100 for labels made for torch. class_weight may be a tensor.
+        255: say ignore_index=-100 for labels made for torch. class_weight may be a tensor, but not inside
+        torch.compile, which would keep its first numbers.
 
     Returns
     -------
@@ -69,6 +70,11 @@ def locally_adaptive_loss(
     >>> round(float(logits.grad[0, 0].sum()), 6)
     -0.5
     """
+    weights = options.get("class_weight")
+    if torch.compiler.is_compiling() and not isinstance(weights, (tuple, list, type(None))):
+        raise TypeError(  # its numbers would be kept, and other ones not seen
+            "torch.compile keeps class_weight, which must be a tuple here: make a LocallyAdaptiveLoss before"
+        )
     return _apply(input, target, pixel_weight, total, spelt_of(locally_adaptive_loss, **options))
 
 

@@ -146,6 +146,21 @@ def test_the_door():
     assert float(locally_adaptive_loss(x, jnp.full_like(y, 255))) == 0
 
 
+@pytest.mark.parametrize("x64", [False, True])
+@each_engine
+def test_numpys_arrays_are_taken_as_everywhere_in_jax(engine, x64):
+    jax.config.update("jax_enable_x64", x64)
+    try:
+        f = functools.partial(locally_adaptive_loss, labels=Y, pixel_weight=OMEGA, **engine)
+        found = [f(X), *jax.value_and_grad(f)(X)]
+        right = lal_value_and_grad(X, Y, pixel_weight=OMEGA, kernel_size=engine["kernel_size"])
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    for a, b in zip(found, (right[0], *right), strict=True):
+        assert a.dtype == ("float64" if x64 else "float32")
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
 @each_engine
 def test_weights_get_no_gradient(engine):
     def f(w):
@@ -195,6 +210,15 @@ for options in ({"p": 5.0}, {"p": float("inf")} if world == 4 else {"p": 1.0, "r
         found = jax.jit(jax.value_and_grad(lambda x, y: locally_adaptive_loss(x, y, **traced)))(*given)
         np.testing.assert_allclose(found[0], right[0], rtol=1e-14)
         np.testing.assert_allclose(found[1], right[1], rtol=1e-12, atol=1e-15)
+for p in (5.0, float("inf")):  # a NaN of any device is everyone's
+    z = x.copy()
+    z[3, 0, 2, 2], y[3] = np.nan, 0
+    f = lambda x, y: locally_adaptive_loss(
+        x, y, axis_name="devices", kernel_size=1, p=p, engine="array", check=False
+    )
+    cut = jax.shard_map(f, mesh=mesh, in_specs=(P("devices"), P("devices")), out_specs=P())
+    given = [jax.device_put(a, jax.NamedSharding(mesh, P("devices"))) for a in (z, y)]
+    assert np.isnan(jax.jit(cut)(*given)), p
 print("all equal")
 """
 

@@ -190,6 +190,22 @@ def test_torch_compile_leaves_parts_of_a_whole_to_torch():
     torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, by its compiler where it lets torch take over
+def test_a_compiled_step_does_not_keep_the_first_class_weights():
+    x, y, _ = tensors()
+
+    def step(x, w):
+        return locally_adaptive_loss(x, y, kernel_size=3, class_weight=w)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager")
+    for w in (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0, 0.125, 1.0])):
+        assert compiled(x, w) == step(x, w)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="make a LocallyAdaptiveLoss before"):
+        torch.compile(step, backend="eager", fullgraph=True)(x, torch.ones(3))
+
+
 def test_the_engine_works_on_the_tensors_own_memory(monkeypatch):
     seen = []
     door = Loss.value_and_grad
