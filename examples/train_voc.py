@@ -17,8 +17,8 @@ paper's Table 2 reports, for its own network on VOC 2012 val, mIoU 74.6 with sof
 logits (N, classes, h, w), which are enlarged to the labels' size where they are smaller.
 
 Before the first step both lists are read and every file that they name, so that a missing or damaged one is told at
-once and not after hours; `--on-bad-file skip` goes on without it. A file that breaks while training runs is met in the
-same way.
+once and not after hours; `--on-bad-file skip` goes on without it, and result.json names what was skipped at some time,
+mended since or not. A file that breaks while training runs is met in the same way.
 
 It may be killed at any time. The same command goes on from the last checkpoint in --out and ends with the same
 numbers as a run that was never interrupted: which image, crop and flip come next depends on the seed and the count
@@ -42,6 +42,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+import voc
 from rich.console import Console
 from rich.progress import Progress
 from torch.nn import functional as F
@@ -51,6 +52,7 @@ from lalref.adapters.torch import LocallyAdaptiveLoss
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained networks expect
 SMALL_UNET = f"{Path(__file__).resolve().parent.parent / 'experiments/digits/models.py'}:unet"
+VOID_CROPS = 1000  # in one batch: the labels are to blame then, and not chance
 console = Console(highlight=False)
 
 
@@ -71,6 +73,7 @@ class Options:
     batch: int
     crop: int
     seed: int
+    lists: str  # the sha256 of their names, for the stream of samples is made from them
 
 
 # --- Bad files ----------------------------------------------------------------------------------------------------
@@ -110,12 +113,6 @@ def check_files(root: Path, split: str, names: list[str], bad: BadFiles) -> None
 # --- One training sample after another ----------------------------------------------------------------------------
 
 
-def sample_name(names: list[str], seed: int, position: int) -> str:
-    """Return which image comes at a position of the endless stream: each epoch is a new permutation."""
-    epoch, at = divmod(position, len(names))
-    return names[np.random.default_rng([seed, 0, epoch]).permutation(len(names))[at]]
-
-
 def as_tensor(images: np.ndarray) -> torch.Tensor:
     """Photographs (N, H, W, 3) uint8 as a network's input (N, 3, H, W)."""
     scaled = (images.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
@@ -125,10 +122,14 @@ def as_tensor(images: np.ndarray) -> torch.Tensor:
 def next_batch(
     root: Path, names: list[str], position: int, options: Options, bad: BadFiles
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return the next images and labels, and the position after them."""
-    images, masks, skipped = [], [], 0
+    """Return the next images and labels, and the position after them.
+
+    A crop of void alone is drawn again: torch's cross-entropy of a batch of them is NaN.
+    """
+    images, masks, skipped, void = [], [], 0, 0
     while len(images) < options.batch:
-        pair = bad.read(root, sample_name(names, options.seed, position))
+        name = voc.sample_name(names, options.seed, position)
+        pair = bad.read(root, name)
         if pair is None:
             skipped += 1
             if skipped > len(names):
@@ -138,8 +139,11 @@ def next_batch(
         else:
             rng = np.random.default_rng([options.seed, 1, position])
             image, mask = crop_and_flip(*pair, options.crop, rng)
-            images.append(image)
-            masks.append(mask)
+            if (mask != VOID).any():
+                images.append(image)
+                masks.append(mask)
+            elif (void := void + 1) == VOID_CROPS:
+                raise BadFile(f"{void} crops have no label but void; the last is of {name}")
         position += 1
     return as_tensor(np.stack(images)), torch.from_numpy(np.stack(masks).astype(np.int64)), position
 
@@ -308,11 +312,12 @@ def train(
 def main(root: Path, out: Path, device: str, checkpoint_every: int, on_bad_file: str, **options: Any) -> None:
     """Train on the VOC 2012 folder ROOT and write mIoU on its val list to OUT/result.json."""
     out.mkdir(parents=True, exist_ok=True)
-    asked, checkpoint = Options(**options), out / "checkpoint.pt"
+    checkpoint = out / "checkpoint.pt"
     try:
+        lists = {split: read_names(root, split) for split in ("train", "val")}
+        asked = Options(**options, lists=voc.digest(lists))
         state = continued(checkpoint, asked)
         bad = BadFiles(on_bad_file == "stop", state["skipped"])
-        lists = {split: read_names(root, split) for split in ("train", "val")}
         for split, names in lists.items():
             check_files(root, split, names, bad)
         net = train(root, lists["train"], checkpoint, state, asked, device, checkpoint_every, bad)
@@ -327,16 +332,14 @@ def main(root: Path, out: Path, device: str, checkpoint_every: int, on_bad_file:
         console.print(f"stopped, and kept in {out}: give the same command to go on")
         raise SystemExit(130) from None
     result = {
-        "options": options,
+        "options": dataclasses.asdict(asked),
         "miou": miou,
         "images evaluated": images,
         "losses": state["losses"],
-        "skipped": bad.noted,
+        "skipped at some time": bad.noted,
     }
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console.print(
-        f"mIoU {miou:.4f} over {images} images; {len(bad.noted)} bad files; written: {out}/result.json"
-    )
+    console.print(f"mIoU {miou:.4f} over {images} images; {len(bad.noted)} bad; written: {out}/result.json")
 
 
 if __name__ == "__main__":

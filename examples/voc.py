@@ -5,6 +5,8 @@ NumPy and pillow only: no network, no loss and no framework may come in here.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,17 @@ def read_names(root: Path, split: str) -> list[str]:
     if not names:
         raise BadFile(f"{file} has no names in it")
     return names
+
+
+def digest(lists: dict[str, list[str]]) -> str:
+    """Return the sha256 of the names of all splits, in their order."""
+    return hashlib.sha256(json.dumps(lists).encode()).hexdigest()
+
+
+def sample_name(names: list[str], seed: int, position: int) -> str:
+    """Return which image comes at a position of the endless stream: each epoch is a new permutation."""
+    epoch, at = divmod(position, len(names))
+    return names[np.random.default_rng([seed, 0, epoch]).permutation(len(names))[at]]
 
 
 def read_pair(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
