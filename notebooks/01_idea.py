@@ -19,8 +19,8 @@ from lalref import LocallyAdaptiveLoss, lal_loss
 # ## The scene
 #
 # A photograph, a label for each pixel, and the scores of a simple classifier: a linear function of colour and contrast,
-# fitted with cross-entropy. The labels were drawn the way annotators draw them: a thin line between two objects is left
-# *void* (white), for nobody knows whose pixels these are. For now each void pixel gets the nearest label, so that classes
+# fitted with cross-entropy. The labels were made by a classical method, with a thin line of *void* (white) between two
+# objects, as annotators leave one, for nobody knows whose pixels these are. For now each void pixel gets the nearest label, so that classes
 # touch; void comes back at the end.
 
 # %%
@@ -152,6 +152,9 @@ plt.show()
 # Nothing was amplified on the way. Each entry of an average lies between the smallest and the largest of what is averaged:
 
 # %%
+own = vectors[:, r, r]
+assert own.argmax() != y[0, i, j] == z.argmax()
+assert maps.window_loss[0, i, j] < 0.5 < pixel_loss[0, i, j]
 assert np.all(vectors[:, member].min(axis=1) <= z)
 assert np.all(z <= vectors[:, member].max(axis=1))
 
@@ -243,6 +246,14 @@ axis.set(
 )
 axis.legend()
 plt.show()
+
+step = np.flatnonzero(np.diff(y[0, row, span].astype(int)))  # between which columns the labels change
+height = {
+    name: abs(np.diff((scores[0, left] - scores[0, right])[row, span]))[step].min()
+    for name, scores in (("blurred", blurred), ("groups", merged))
+}
+print({name: round(float(h), 1) for name, h in height.items()})
+assert height["groups"] > 2 * height["blurred"]
 
 # %% [markdown]
 # The other side of the border cannot even be heard. Put nonsense into every pixel of another class, and the window at $p$

@@ -249,6 +249,10 @@ right_arm = (steps > 1e-3) & (steps < 1e-1)
 assert np.isclose(np.polyfit(np.log(steps[right_arm]), np.log(error_2[right_arm]), 1)[0], 2, atol=0.4)
 assert error_1[(steps > 1e-9) & (steps < 1e-7)].max() < 1e-6
 assert error_2[(steps > 1e-6) & (steps < 1e-4)].max() < 1e-8
+for error, low, high, best in [(error_1, 1e-13, 1e-9, 1e-8), (error_2, 1e-13, 1e-7, 6e-6)]:
+    left_arm = (steps > low) & (steps < high)
+    assert np.isclose(np.polyfit(np.log(steps[left_arm]), np.log(error[left_arm]), 1)[0], -1, atol=0.3)
+    assert abs(np.log10(steps[error.argmin()] / best)) < 2
 assert min(error_1[steps < 1e-12].max(), error_2[steps < 1e-12].max()) > 1e-4  # a tiny step is a bad one
 
 # %% [markdown]

@@ -101,12 +101,18 @@ for p_hat in (1, 2, 5, 25, math.inf):
 # right one for $\hat p = 5$.
 #
 # At $\hat p = \infty$ there is only the worst window. If several tie, who gets the gradient? The maximum has no derivative
-# there. lalref shares it evenly, which is what the power mean does on its way to the limit:
+# there. lalref shares it evenly, as the power mean does on its way to the limit:
 
 # %%
 tie = np.array([0.3, 2.0, 2.0, 1.0])
 limit = (tie / power_mean(tie, 900.0)) ** 899 / 4  # what shares tend to
 np.testing.assert_allclose(limit, [0, 0.5, 0.5, 0], atol=1e-2)
+
+margins = np.log(np.expm1(tie))  # two classes: a pixel of the label 1 has the loss log(1 + e^margin)
+logits, of_one = np.stack([margins, np.zeros(4)])[None, :, None, :], np.ones((1, 1, 4), int)
+tied = LocallyAdaptiveLoss(kernel_size=1, p=math.inf, engine="array").inspect(logits, of_one)
+np.testing.assert_allclose(tied.window_loss.ravel(), tie, rtol=1e-12)
+np.testing.assert_array_equal(tied.share.ravel(), [0, 0.5, 0.5, 0])
 
 # %% [markdown]
 # ## Overflow, and worse, underflow
@@ -122,6 +128,9 @@ with np.errstate(all="ignore"):
         L = power_mean(small, np.float32(5))
         share = (small / L) ** 4 / 3
         print(f"losses around {scale:.0e}: L = {L:.2e}, shares {share}")
+        assert (np.isinf(L), L == 0) == (scale == 1e9, scale == 1e-10)
+        assert np.isfinite(share).all() == (scale > 1e-10)
+        assert (share > 0).all() == (scale < 1e9)
 
 # %% [markdown]
 # The remedy is one line of algebra: take the maximum out, $m = \max \ell$.

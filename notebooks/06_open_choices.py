@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 6. What the paper leaves open
 #
-# A paper has eight pages, a program has no gaps. What is known here of the paper is its abstract, its Eq. 4 and 5, Fig. 2,
+# A program has no gaps. What is known here of the paper is its abstract, its Eq. 4 and 5, Fig. 2,
 # Table 2 and that the weight is a Gaussian of the chessboard distance. It says nothing that could be found here on the
 # Gaussian's width, the stride of the windows, the rule at the image's edge, the rule for void labels, or whether the average
 # divides by the weights' sum or by the number of pixels. And the abstract's "merged distribution" may be read as averaged
@@ -118,8 +118,9 @@ print(
 # A temperature flattens both ways: what is wrong costs less (blue), what is right costs more (the red haze), and a network
 # that is sure is made to look unsure. It can answer with larger scores. So $\sigma$ and kernel size act as a hidden
 # temperature, unless all weights are 1. With the sum of weights they don't: where all of a group's vectors are equal, $z$ is
-# that vector, and the loss is cross-entropy's. "Does not increase any predicted vector" is true of both divisors; that it
-# leaves equal vectors alone is true of one.
+# that vector, and the loss is cross-entropy's. "Does not increase any predicted vector" can be said of both divisors if it is
+# about size: no entry of the merged vector is larger *in magnitude* than the largest of the group. With the sum of weights none
+# is larger at all; with the count a negative entry rises towards zero. That it leaves equal vectors alone is true of one.
 
 # %%
 flat = (
@@ -135,6 +136,14 @@ print(
 )
 np.testing.assert_allclose([readings[0], readings[2]], plain, rtol=1e-12)
 assert readings[1] > 5 * plain
+
+for merged in (weights.merged, count.merged):
+    assert abs(merged).max() <= abs(x).max() * (1 + 1e-12)
+low = np.full((1, 3, 9, 9), -4.0)
+middle = {n: loss_with(normalize=n).inspect(low, right).merged[0, 0, 4, 4] for n in ("weights", "count")}
+print({name: round(float(z), 2) for name, z in middle.items()})
+np.testing.assert_allclose(middle["weights"], -4, rtol=1e-12)
+assert -4 < middle["count"] < 0
 
 # %% [markdown]
 # ## Scores or probabilities
@@ -264,8 +273,8 @@ assert angles["7×7 windows"] < 5 < angles["p = 1"]
 
 # %% [markdown]
 # On this image and these scores. The exponent of stage 3 turns the gradient most; the size of the window beyond 5 hardly at
-# all. Which choice trains best is a question for an experiment, not for a picture:
-# [docs/experiment.md](../docs/experiment.md).
+# all. Which choice trains best is a question for an experiment, not for a picture. [docs/experiment.md](../docs/experiment.md)
+# asks it of the window and the exponent; of $\sigma$, the divisor, the stride and the space nothing was trained here.
 
 # %% [markdown]
 # ## Exercises
@@ -297,6 +306,6 @@ assert angles["7×7 windows"] < 5 < angles["p = 1"]
 # group cannot make up for the other half.
 #
 # **4.** Sums in place of averages: a divisor that is less than the sum of the weights. It does not decide between the two
-# divisors offered here, for both give entries no larger than the largest of the group.
+# divisors offered here, for both give entries no larger in magnitude than the largest of the group.
 #
 # </details>

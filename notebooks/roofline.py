@@ -1,7 +1,8 @@
-"""Measure what notebook 4 draws: python notebooks/roofline.py writes notebooks/roofline.json (half a minute).
+"""Measure what notebook 4 draws: python notebooks/roofline.py writes notebooks/roofline.json (a minute).
 
-Times are minima over repeats, two threads, for the value and gradient of the benchmark's logits. Run it with
-nothing else running. A notebook cannot do this itself: its picture would be another one each time.
+Times are minima over repeats, nine of the numba engine and three of the array engine, two threads, for the value and
+gradient of the benchmark's logits. Run it with nothing else running. A notebook cannot do this itself: its picture
+would be another one each time.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main():
         found["numba seconds"][k] = least(lambda loss=loss: loss.value_and_grad(x, y), 9)
     for k in WINDOWS[:3]:
         loss = LocallyAdaptiveLoss(kernel_size=k, engine="array")
-        found["array seconds"][k] = least(lambda loss=loss: loss.value_and_grad(x, y), 1)
+        found["array seconds"][k] = least(lambda loss=loss: loss.value_and_grad(x, y), 3)
     rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.3g}"))
     Path(__file__).with_suffix(".json").write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
 
