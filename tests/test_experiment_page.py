@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experiments.digits import report, runs
 from experiments.digits.scenes import CLASSES
@@ -65,7 +66,31 @@ def test_the_log_is_of_one_command_that_made_every_result_in_order():
 @pytest.mark.parametrize("name", ["experiment-masks.png", "experiment-scores.png"])
 def test_the_pictures_are_there(name):
     assert f"(images/{name})" in PAGE
-    assert (ROOT / "docs" / "images" / name).stat().st_size < 300_000
+    file = ROOT / "docs" / "images" / name
+    assert file.stat().st_size < 300_000
+    with Image.open(file) as picture:
+        assert picture.info["Source"] == report.source_hash(RESULTS)  # else: make experiment
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "masks-unet-ce.png"])
+def test_pictures_of_other_results_are_noticed(name, tmp_path):
+    for file in RESULTS.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert report.source_hash(tmp_path) == report.source_hash(RESULTS)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
+    assert report.source_hash(tmp_path) != report.source_hash(RESULTS)
+
+
+def test_the_guide_to_mixing_names_the_rates_that_were_best():
+    guide = " ".join((ROOT / "docs" / "howto" / "mix.md").read_text(encoding="utf-8").split())
+    best: dict[float, list[str]] = {}
+    for name in METHODS:
+        best.setdefault(runs.best_rate("unet", name, runs.read_results(RESULTS)), []).append(name)
+    assert best == {0.003: ["ce", "k1-p5", "k5-p1", "k5-p2"], 0.001: ["k3-p5", "k5-p5", "k7-p5"]}
+    assert (
+        "0.003 was best for cross-entropy, for 5×5 at p = 1 and 2, and for 1×1 at p = 5; "
+        "0.001 for 3×3, 5×5 and 7×7 at p = 5."
+    ) in guide
 
 
 def test_the_predictions_kept_for_the_picture_are_classes():

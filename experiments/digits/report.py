@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -193,6 +194,13 @@ def draw_masks(folder: Path, ours: tuple[str, ...] = ("k5-p1", "k5-p5"), model: 
     return figure
 
 
+def source_hash(folder: Path) -> str:
+    """Return the sha256 of what the pictures are drawn from: the results, the settings and the kept predictions."""
+    drawn = [folder / "runs.csv", folder / "settings.json", *sorted(folder.glob("masks-*.png"))]
+    each = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in drawn]
+    return hashlib.sha256("".join(each).encode()).hexdigest()
+
+
 def write_report(folder: Path, page: Path) -> None:
     """Put the tables into the page and draw its pictures into the folder images beside it."""
     text = filled_in(page.read_text(encoding="utf-8"), tables(folder))
@@ -200,5 +208,5 @@ def write_report(folder: Path, page: Path) -> None:
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     for name, figure in pictures.items():
-        figure.savefig(images / name, dpi=90, metadata={"Software": None})
+        figure.savefig(images / name, dpi=90, metadata={"Software": None, "Source": source_hash(folder)})
     page.write_text(text, encoding="utf-8")
