@@ -41,7 +41,11 @@ template <typename T> __device__ inline bool is_finite(T v) { return v - v == T(
 template <typename T> __device__ inline T not_a_number() { return T(__uint_as_float(0x7fc00000u)); }
 template <typename T> __device__ inline T minus_infinity() { return T(__uint_as_float(0xff800000u)); }
 __device__ inline float smallest(float) { return __uint_as_float(0x00800000u); }  // of what is not flushed to 0
-__device__ inline double smallest(double) { return 0; }
+__device__ inline double smallest(double) { return 4.9406564584124654e-324; }
+
+// Rounded, whatever the compiler would fuse it with.
+__device__ inline float product(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double product(double a, double b) { return __dmul_rn(a, b); }
 
 // One call of the loss; kernels.py has the same fields in the same order.
 struct Call {

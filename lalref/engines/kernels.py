@@ -49,6 +49,7 @@ SPACES = ("logits", "probabilities", "stage 3")  # what is compiled together
 THREADS, MOST_BLOCKS = 256, 1024  # of stage 3: threads of a block, and how many of those
 
 
+@functools.cache
 def kernel_names(dtype: str, space: str, channels: int = 0) -> dict[str, str]:
     """Return the template instances that a call uses, by kernel; `channels` are pooled at a time.
 

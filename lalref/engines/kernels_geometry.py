@@ -6,6 +6,7 @@ Whole numbers only, worked out on the host before any launch; no array is read h
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,6 +135,7 @@ def _as_image(axes: Sequence[int], missing: int) -> tuple[int, int]:
     return H, W
 
 
+@functools.lru_cache(64)
 def _far(sigma: float, dtype: np.dtype[Any]) -> int:
     """The largest distance up to `MOST_REACH` whose weight (1) does not round to 0."""
     with np.errstate(all="ignore"):

@@ -17,7 +17,7 @@ template <typename T> struct Merge {
         k_lo = T(fma(-double(k), double(D), *weights) / D);
     }
     __device__ Merged<T> operator()(T near, T z) const {
-        const T hi = k * near;
+        const T hi = product(k, near);
         return Merged<T>(hi, fma(k, near, -hi) + k_lo * near + z * inverse);
     }
 };

@@ -50,6 +50,21 @@ def test_the_same_bits_on_every_run(cupy, space, kernel_size):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize(
+    "options",
+    [{"kernel_size": 41, "sigma": None}, {"stride": 2}, {"normalize": "count"}],
+    ids=["41 x 41", "stride 2", "count"],
+)
+def test_the_same_bits_on_every_run_by_other_ways(cupy, space, options):
+    x = cupy.asarray(eighths((2, 5, 97, 131), 1).astype(np.float32))
+    y = cupy.asarray(blobs((2, 97, 131), 5))
+    first = lalref.lal_value_and_grad(x, y, space=space, **options)
+    for _ in range(5):
+        again = lalref.lal_value_and_grad(x, y, space=space, **options)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 3, 3, 4, 5)])
 def test_the_array_engine_gives_numpy_s_answers_on_the_device(cupy, shape):
     x, v, y = eighths(shape, 4), eighths(shape, 5), scattered((shape[0], *shape[2:]), 6, 3, VOID)
