@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lalref.engines import kernels
 from lalref.engines.kernels_geometry import MOST_AXES
 
@@ -130,13 +132,15 @@ def contestants(shape: tuple[int, int, int, int], kernel_size: int) -> dict[str,
     from lalref.bench import inputs
 
     N, C, H, W = shape
-    x = [cupy.asarray(inputs.logits(shape)) for _ in range(INPUT_SETS)]
-    labels = cupy.asarray(inputs.labels("blobs", (N, H, W), C))
+    logits, labels = inputs.logits(shape), inputs.labels("blobs", (N, H, W), C)
+    shifts = [i * H // INPUT_SETS for i in range(INPUT_SETS)]  # so that no set is in the cache for another
+    x = [cupy.asarray(np.roll(logits, shift, axis=2)) for shift in shifts]
+    y = [cupy.asarray(np.roll(labels, shift, axis=1)) for shift in shifts]
     copies = cupy.empty_like(x[0])
     loss = LocallyAdaptiveLoss(kernel_size=kernel_size, engine="cuda")
     found: dict[str, Callable[[int], object]] = {
         "copy": lambda i: cupy.copyto(copies, x[i]),  # reads and writes N·C·H·W·4 bytes
-        "lalref cuda": lambda i: loss.value_and_grad(x[i], labels),
+        "lalref cuda": lambda i: loss.value_and_grad(x[i], y[i]),
     }
     if no_torch():
         return found
@@ -146,13 +150,13 @@ def contestants(shape: tuple[int, int, int, int], kernel_size: int) -> dict[str,
     from lalref.bench.contestants import _torch_shift
     from lalref.bench.inputs import VOID
 
-    t = [torch.from_dlpack(each) for each in x]
-    y = torch.from_dlpack(labels).long()
+    leaves = [torch.from_dlpack(each) for each in x]
+    classes = [torch.from_dlpack(each).long() for each in y]
 
     def both(function: Callable[[Any, Any], Any]) -> Callable[[int], object]:
         def call(i: int) -> object:
-            leaf = t[i].detach().requires_grad_()
-            value = function(leaf, y)
+            leaf = leaves[i].detach().requires_grad_()
+            value = function(leaf, classes[i])
             value.backward()
             return value, leaf.grad
 

@@ -9,6 +9,7 @@ import os
 import pytest
 
 from cuda_host.stand_in import as_if_on_a_gpu
+from lalref import LocallyAdaptiveLoss
 from lalref.bench import gpu
 from lalref.oracle import cases
 
@@ -52,6 +53,30 @@ def test_it_checks_then_times_and_writes_down_what_on(small, tmp_path, capsys, m
         assert (
             each["of cross_entropy"] is each["faster than the best torch"] is None
         )  # no torch on this device
+
+
+def test_the_input_sets_hold_different_logits_and_labels(monkeypatch):
+    given = []
+    monkeypatch.setattr(LocallyAdaptiveLoss, "value_and_grad", lambda self, x, y: given.append((x, y)))
+    with as_if_on_a_gpu():
+        call = gpu.contestants(SHAPE, 3)["lalref cuda"]
+        for i in range(gpu.INPUT_SETS):
+            call(i)
+    for k in range(2):
+        assert len({arrays[k].get().tobytes() for arrays in given}) == gpu.INPUT_SETS
+
+
+def test_a_contestant_that_fails_is_told_and_the_others_are_timed(monkeypatch, capsys):
+    def fails(i):
+        raise MemoryError("no room")
+
+    with as_if_on_a_gpu():
+        found = gpu.contestants(SHAPE, 3) | {"torch shift and mask": fails}
+        monkeypatch.setattr(gpu, "contestants", lambda shape, kernel_size: found)
+        (result,) = gpu.measure((SHAPE,), (3,), 2)
+    assert result["failures"] == {"torch shift and mask": "MemoryError: no room"}
+    assert set(result["milliseconds"]) == {"copy", "lalref cuda"}
+    assert "no room" in capsys.readouterr().err
 
 
 def test_without_nvidia_smi_no_driver_is_named(monkeypatch, tmp_path):
