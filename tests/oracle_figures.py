@@ -4,7 +4,7 @@
     PYTHONPATH=.:tests python -m oracle_figures cost     quick and full runs of a port in each framework
     PYTHONPATH=.:tests python -m oracle_figures files    size of the golden values, of an export and of the wheel
 
-What is not installed is left out. Times are of this machine, and of whatever else it does meanwhile.
+What is not installed is left out. It ends with an error where a promise is not kept. Times are of this machine, and of whatever else it does meanwhile.
 """
 
 import importlib.util
@@ -33,8 +33,8 @@ CPP_TAKES = "kernel_size,sigma,stride,space,normalize,p,label_smoothing,ignore_i
 CPP_TAKES += ",pixel_weight,grad_output"
 
 
-def units() -> None:
-    """Print the largest error of each right implementation, in units."""
+def units() -> list[str]:
+    """Print the largest error of each right implementation, in units; return what is beyond 1, for engines 2."""
     import test_units
 
     import lalref
@@ -43,6 +43,7 @@ def units() -> None:
     from lalref.oracle.judge import in_units
     from lalref.oracle.units import error_unit
 
+    beyond = []
     for dtype in ("float32", "float64"):
         forms = [(f.__name__, f()) for f in test_units.HONEST]
         worst = {
@@ -55,6 +56,7 @@ def units() -> None:
             end="",
         )
         print(f"at most {worst[most]:.2f} ({most})")
+        beyond += [f"{name}, {dtype}: {off:.2f} units" for name, off in worst.items() if not off <= 1]
     for engine in ("array", "numba"):
         for dtype in ("float16", "bfloat16", "float32", "float64"):
             found = {False: 0.0, True: 0.0}
@@ -69,10 +71,14 @@ def units() -> None:
                 off = max(off, in_units(grad.astype(float), right.grad, unit.grad).max(initial=0))
                 found[case.accurate] = max(found[case.accurate], float(off))
             print(f"engine {engine}, {dtype}: {found[False]:.2f} units, tiny losses {found[True]:.2f}")
+            if not max(found.values()) <= 2:
+                beyond.append(f"engine {engine}, {dtype}: {max(found.values()):.2f} units")
+    return beyond
 
 
-def cost() -> None:
-    """Print what quick and full runs of a port in each framework take."""
+def cost() -> list[str]:
+    """Print what quick and full runs of a port in each framework take; return which full ones take over a minute."""
+    slow = []
     folder = Path(tempfile.mkdtemp())
     (folder / "numba_port.py").write_text(OF_LALREF)
     ports = ROOT / "examples/ports"
@@ -106,8 +112,11 @@ def cost() -> None:
             report = json.loads(file.read_text())
             asked = len({case["name"] for case in report["cases"]})
             told.append(f"{run} {seconds:.1f} s ({asked} core cases, {report['verdict']})")
+            if run == "full" and seconds > 60:
+                slow.append(f"{name}: a full run took {seconds:.0f} s")
         print(f"{name}: {', '.join(told)}; loading it takes {own:.1f} s, not in these", flush=True)
     shutil.rmtree(folder)
+    return slow
 
 
 def timed(command: list[str]) -> float:
@@ -117,8 +126,8 @@ def timed(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def files() -> None:
-    """Print how large the golden values are, an export of them, and a wheel."""
+def files() -> list[str]:
+    """Print how large the golden values are, an export of them, and a wheel; return what exceeds its limit."""
     from lalref.oracle import golden
     from lalref.oracle.export import export
 
@@ -135,14 +144,22 @@ def files() -> None:
         (wheel,) = Path(folder).glob("lalref-*.whl")
         with zipfile.ZipFile(wheel) as inside:
             packed = sum(i.compress_size for i in inside.infolist() if "oracle/data" in i.filename)
-        print(f"wheel: {wheel.stat().st_size:,} bytes, {packed:,} of them golden values")
-    reader = ROOT / "examples/read_golden.cpp"
-    print(f"C++ reader: {len(reader.read_text().splitlines())} lines")
+        size = wheel.stat().st_size
+        print(f"wheel: {size:,} bytes, {packed:,} of them golden values")
+    lines = len((ROOT / "examples/read_golden.cpp").read_text().splitlines())
+    print(f"C++ reader: {lines} lines")
+    limits = (("bytes of golden values", sum(stored.values()), 10**6), ("bytes of the wheel", size, 10**6))
+    return [
+        f"{number:,} {what}, over {most:,}"
+        for what, number, most in (*limits, ("lines of the C++ reader", lines, 40))
+        if number > most
+    ]
 
 
 if __name__ == "__main__":
     measures = {each.__name__: each for each in (units, cost, files)}
     if not set(sys.argv[1:]) <= set(measures):
         sys.exit(f"{sys.argv[1:]}: one of {', '.join(measures)}")
-    for each in sys.argv[1:] or measures:
-        measures[each]()
+    beyond = [each for name in sys.argv[1:] or measures for each in measures[name]()]
+    if beyond:
+        sys.exit("not as promised:\n" + "\n".join(beyond))

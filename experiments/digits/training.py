@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
 
 from experiments.digits.models import features, unet
 from experiments.digits.scenes import CLASSES, VOID, Scenes, make_scenes
@@ -176,6 +175,8 @@ def _train_linear(method: Method, seed: int, settings: Settings, step_done: Call
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         value, grad = loss.value_and_grad(logits(flat, seen), labels)
         return float(value), np.tensordot(grad, seen, axes=((0, 2, 3), (1, 2, 3))).ravel().astype(float)
+
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn, which reading results needs not
 
     with threadpool_limits(1):  # as for the U-Net
         found = minimize(
