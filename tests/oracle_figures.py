@@ -4,7 +4,8 @@
     PYTHONPATH=.:tests python -m oracle_figures cost     quick and full runs of a port in each framework
     PYTHONPATH=.:tests python -m oracle_figures files    size of the golden values, of an export and of the wheel
 
-What is not installed is left out. It ends with an error where a promise is not kept. Times are of this machine, and of whatever else it does meanwhile.
+What is not installed is left out. It ends with an error where a promise is not kept.
+Times are of this machine, and of whatever else it does meanwhile.
 """
 
 import importlib.util
