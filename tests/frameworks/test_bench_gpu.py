@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch")
 SHAPE = (1, 4, 40, 48)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, of its compiler
 @pytest.mark.parametrize("kernel_size", [3, 7, 15])
 def test_the_contestants_of_torch_are_right(kernel_size, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch, "compile", lambda function: function
-    )  # what a compiler makes of it is timed, not this
+    # What a compiler makes of it is timed, not this.
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     with as_if_on_a_gpu():
         contestants = gpu.contestants(SHAPE, kernel_size)
         found = {name: call(0) for name, call in contestants.items() if name.startswith("torch")}
