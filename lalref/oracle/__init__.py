@@ -8,7 +8,8 @@ Nothing of the engines may come in: what is judged here may be an engine.
 
 from lalref.oracle.command import Command
 from lalref.oracle.gradcheck import GradientCheck, gradcheck
-from lalref.oracle.report import Report, Result
+from lalref.oracle.report import Report
+from lalref.oracle.result import Result
 from lalref.oracle.subjects import UsageError
 from lalref.oracle.verify import verify
 

@@ -15,7 +15,7 @@ from lalref.oracle.cases import CASES
 from lalref.oracle.honest import Honest, variants
 from lalref.oracle.inputs import mix
 from lalref.oracle.judge import judge
-from lalref.oracle.report import Result
+from lalref.oracle.result import Result
 from lalref.oracle.subjects import Subject
 
 Run = tuple[Honest, Case, str]

@@ -15,7 +15,7 @@ import numpy as np
 from lalref.oracle.case import Case
 from lalref.oracle.golden import Golden
 from lalref.oracle.inputs import FloatArray
-from lalref.oracle.report import Result, Worst
+from lalref.oracle.result import Result, Worst
 from lalref.oracle.subjects import Answer, UsageError
 from lalref.oracle.units import Units, error_unit
 

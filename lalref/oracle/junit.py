@@ -10,7 +10,8 @@ import re
 import xml.etree.ElementTree as ET
 
 from lalref.oracle import render
-from lalref.oracle.report import Report, Result
+from lalref.oracle.report import Report
+from lalref.oracle.result import Result
 
 NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

@@ -20,7 +20,7 @@ from lalref.oracle.case import Case
 from lalref.oracle.golden import Golden
 from lalref.oracle.inputs import FloatArray
 from lalref.oracle.judge import judge, measure, told
-from lalref.oracle.report import Result
+from lalref.oracle.result import Result
 from lalref.oracle.subjects import Subject, UsageError
 
 UPSTREAM = (0.0, -0.5, 1.703125, 65504.0)  # besides 1; the last is float16's largest number

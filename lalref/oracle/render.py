@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lalref.oracle.judge import LIMIT
-from lalref.oracle.report import Report, Result, Worst
+from lalref.oracle.result import Result, Worst
+
+if TYPE_CHECKING:
+    from lalref.oracle.diagnose import Diagnosis
+    from lalref.oracle.report import Report
 
 WIDTH = 100  # of plain text
 SHOWN = 8  # rows of failing cases in the table
@@ -29,7 +34,7 @@ COLOURS = {"right": "green", "wrong": "red", "inconclusive": "yellow"}
 def plain(told: Report | Worst) -> str:
     """`report` or `picture` as plain text, the lines without blanks at their end."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False)
-    console.print(report(told) if isinstance(told, Report) else picture(told), crop=False)  # code stays whole
+    console.print(picture(told) if isinstance(told, Worst) else report(told), crop=False)  # code stays whole
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()).rstrip()
 
@@ -43,7 +48,7 @@ def report(told: Report) -> RenderableType:
     ]
     failed = [r for r in told.results if r.decides(told.strict) and r.outcome != "holds"]
     if told.diagnosis is not None:
-        parts += ["", *_diagnosis(told)]
+        parts += ["", *_diagnosis(told.diagnosis)]
     if failed:
         parts += ["", _failures(failed)]
     if told.worst is not None and failed and told.worst.most > LIMIT:
@@ -113,11 +118,11 @@ def _around(worst: Worst) -> tuple[slice | int, ...]:
     return tuple(index)
 
 
-def _diagnosis(told: Report) -> list[RenderableType]:
+def _diagnosis(told: Diagnosis) -> list[RenderableType]:
     """What is known of the mistake: the summary, and every known mistake that has these numbers."""
-    summary = told.diagnosis.summary
+    summary = told.summary
     parts: list[RenderableType] = [Text("What the mistake is", style="italic"), Text(summary)]
-    for found in told.diagnosis.findings:
+    for found in told.findings:
         known = "" if found.sentence.rstrip(".") in summary else f"{found.sentence.rstrip('.')}. "
         agreement = f"Its numbers and yours agree to {number(found.agreement_units)} units."
         if math.isnan(found.agreement_units):  # seen in what it did

@@ -15,97 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lalref.oracle import golden
-from lalref.oracle.case import Case
-from lalref.oracle.inputs import FloatArray
+from lalref.oracle.result import Result, Worst
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from lalref.oracle.diagnose import Diagnosis
     from lalref.oracle.protocol import Row
     from lalref.oracle.shrink import Shrunk
 
 SCHEMA = 1
 EXIT_CODES = {"right": 0, "wrong": 1, "inconclusive": 3}
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One case in one dtype.
-
-    Attributes
-    ----------
-    name, reason, dtype : str
-        Of the case.
-    feature : str
-        The extended feature that it probes; empty for a core case.
-    outcome : {"holds", "differs", "unsupported"}
-    value_units, grad_units : float
-        The largest error; inf where there is no number to compare.
-    note : str
-        What it raised, or what else is wrong.
-    """
-
-    name: str
-    reason: str
-    dtype: str
-    feature: str
-    outcome: str
-    value_units: float
-    grad_units: float
-    note: str = ""
-
-    @property
-    def units(self) -> float:
-        """The larger of the two."""
-        return max(self.value_units, self.grad_units)
-
-    def decides(self, strict: bool) -> bool:
-        """Whether the verdict depends on it.
-
-        Parameters
-        ----------
-        strict : bool
-            Whether extended features decide too.
-
-        Returns
-        -------
-        bool
-        """
-        return strict or not self.feature
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Worst:
-    """All numbers of the worst answer.
-
-    Attributes
-    ----------
-    case : Case
-        `name`, `reason`, `options` and the arrays that were given.
-    dtype : str
-    what : {"value", "gradient"}
-    expected, got : float64 array
-        The right numbers and the subject's, shaped as the value or the gradient.
-    units : float64 array of that shape
-        How far off each entry is, in error units (20).
-    """
-
-    case: Case
-    dtype: str
-    what: str
-    expected: FloatArray
-    got: FloatArray
-    units: FloatArray
-
-    @property
-    def most(self) -> float:
-        """Units of the worst entry."""
-        return float(self.units.max(initial=0))
-
-    @property
-    def index(self) -> tuple[int, ...]:
-        """Where the worst entry is."""
-        return tuple(int(i) for i in np.unravel_index(int(self.units.argmax()), self.units.shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +73,7 @@ class Report:
     quick: bool
     strict: bool
     seconds: float
-    diagnosis: Any = None
+    diagnosis: Diagnosis | None = None
     shrunk: Shrunk | None = None
     protocol: Sequence[Row] = ()
     unchecked: str = ""

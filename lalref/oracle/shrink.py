@@ -23,7 +23,7 @@ from lalref.oracle.golden import Golden
 from lalref.oracle.inputs import FloatArray
 from lalref.oracle.judge import judge
 from lalref.oracle.paste import code
-from lalref.oracle.report import Result
+from lalref.oracle.result import Result
 from lalref.oracle.subjects import Subject
 
 SECONDS = 5.0  # after which the smallest so far has to do

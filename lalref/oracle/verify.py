@@ -18,7 +18,8 @@ from lalref.oracle.call import Answer
 from lalref.oracle.case import OPTIONS, STAGES, Case
 from lalref.oracle.cases import CASES
 from lalref.oracle.judge import LIMIT, RAISED, in_units, judge
-from lalref.oracle.report import Report, Result, Worst
+from lalref.oracle.report import Report
+from lalref.oracle.result import Result, Worst
 from lalref.oracle.subjects import Subject, UsageError
 
 __all__ = ["LIMIT", "in_units", "verify"]
