@@ -12,6 +12,7 @@ import numpy as np
 
 from lalref.oracle.call import Answer
 from lalref.oracle.case import OPTIONS, Case
+from lalref.oracle.differences import direction
 from lalref.oracle.suspects import Observed
 
 STEPS = (1e-3, 5e-4)  # of the central differences, extrapolated
@@ -89,6 +90,8 @@ def _ignored(case: Case) -> bool:
 def consistency(core: Sequence[Observed], ask: Callable[[Case, str], Answer]) -> bool | None:
     """Whether the subject's gradient is that of its own loss, along one direction a case; None if it can't be told."""
     wrong = _differenced(core)
+    if wrong and not any(each.value_wrong for each in core):
+        return False  # its own loss is the right one
     own = [_belongs(each.case, ask) for each in wrong[:: max(1, len(wrong) // TRIED)][:TRIED]]
     return None if not own or None in own else all(own)
 
@@ -108,11 +111,11 @@ def _differenced(core: Sequence[Observed]) -> list[Observed]:
 
 def _belongs(case: Case, ask: Callable[[Case, str], Answer]) -> bool | None:
     """Whether the slope along one direction is the gradient's; None where it raises or is no number."""
-    signs = 1.0 - 2.0 * ((np.arange(case.logits.size) * 2654435761 >> 7) % 2).reshape(case.logits.shape)
+    v = direction(case.logits.shape, 0)
     nudged = case.logits + 0.01 * np.sin(np.arange(case.logits.size)).reshape(case.logits.shape)  # off ties
 
     def value(step: float) -> float:
-        moved = dataclasses.replace(case, logits=nudged + step * signs)
+        moved = dataclasses.replace(case, logits=nudged + step * v)
         return float(ask(moved, "float64").value.sum())
 
     try:
@@ -122,4 +125,4 @@ def _belongs(case: Case, ask: Callable[[Case, str], Answer]) -> bool | None:
     except Exception:  # a subject's own: it has been told already
         return None
     size = float(abs(grad).sum())
-    return bool(abs(slope - float((grad * signs).sum())) <= CONSISTENT * size) if np.isfinite(slope) else None
+    return bool(abs(slope - float((grad * v).sum())) <= CONSISTENT * size) if np.isfinite(slope) else None
