@@ -157,7 +157,7 @@ def test_the_code_of_a_shrunken_failure_runs_and_fails(framework):
     def f(logits, labels):
         return 2 * loss(logits, labels)
 
-    found = shrink(Subject(f, framework), BY_NAME["plain"], "float32", seconds=2.0)
+    found = shrink(Subject(f, framework), BY_NAME["plain"], "float32", seconds=30.0)
     np.testing.assert_array_less(found.case.logits.size, BY_NAME["plain"].logits.size)
     with pytest.raises(AssertionError):
         exec(found.code, {"f": f})
