@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,11 @@ from lalref.engines import array, kernels, kernels_geometry
 from lalref.engines.kernels import TYPES, kernel_names, source
 
 SMALL_TILES = {"TILE": (8, 4), "WIDE_TILE": (32, 1)}  # so that small images have several
+
+# In which order threads and blocks run: numbers as `host.HostModule` takes them.
+ORDERS = {"as numbered": 0, "reversed": 1, "shuffled": 12345}
+if "LALREF_NIGHTLY" in os.environ:
+    ORDERS |= {f"shuffled by {seed}": seed for seed in range(2, 18)}
 
 
 @functools.cache
@@ -137,6 +143,15 @@ FAULTS: dict[str, Callable[[str], str]] = {
         "in.label[(Index)(a - d) * in.columns + b]",
         "in.label[((Index)(a - d) * in.columns + b) & 0x7fffffff]",
     ),
+    "a window's index of 31 bits, read": _without(
+        "return !valid[i] ? 0 : omega ? omega[i] : 1;",
+        "return !valid[i & 0x7fffffff] ? 0 : omega ? omega[i & 0x7fffffff] : 1;",
+    ),
+    "a window's index of 31 bits, written": _without("g[i] = valid[i] ?", "g[i & 0x7fffffff] = valid[i] ?"),
+    "a window's index of 31 bits, counted on": _without(
+        "i < count; i += (Index)gridDim.x * THREADS", "0 <= i && i < count; i = int(i + gridDim.x * THREADS)"
+    ),
+    "a number of windows of 31 bits": _without("*M = Index(seen);", "*M = Index(seen) & 0x7fffffff;"),
     "two blocks that write one address": _without(
         "int* list = kinds + (Index)blockIdx.x * (call.most + 1)", "int* list = kinds"
     ),

@@ -1,13 +1,11 @@
 """The cuda engine's own code and kernels on the CPU, held to the table of cases and to the array engine."""
 
-import itertools
-
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import OMEGA, OPTIONS, X, Y, each_dtype, of_dtype, same_bits
+from samples import OPTIONS, X, Y, each_dtype, of_dtype, same_bits
 
 import lalref
 from cuda_host.engine import on_host
@@ -20,7 +18,6 @@ from lalref.oracle.units import error_unit
 from lalref.oracle.verify import in_units
 
 SERVED = [case for case in CASES if case.labels.ndim <= 3]
-ORDERS = {"as numbered": 0, "reversed": 1, "shuffled": 12345}
 
 
 def value_and_grad(x, y, *, engine=kernels, **arguments):
@@ -102,40 +99,6 @@ def test_rounds_of_column_sums_that_do_not_fit_into_shared_memory_at_once(monkey
     right_value, right_grad = value_and_grad(x, y, kernel_size=21, sigma=None, engine="array")
     np.testing.assert_allclose(value, right_value, rtol=1e-13)
     np.testing.assert_allclose(grad, right_grad, rtol=1e-11, atol=1e-14 * abs(right_grad).max())
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_no_order_of_threads_and_blocks_changes_a_bit(options):
-    x = X.astype(np.float32)
-    results = []
-    for order, small_tiles in itertools.product(ORDERS.values(), (True,)):
-        with on_host(order=order, small_tiles=small_tiles):
-            results.append(lalref.lal_value_and_grad(x, Y, pixel_weight=OMEGA, **options))
-    for value, grad in results[1:]:
-        assert same_bits(value, results[0][0])
-        assert same_bits(grad, results[0][1])
-
-
-@pytest.mark.parametrize("shared", [kernels_geometry.SHARED_MEMORY, 2500], ids=["at once", "in sweeps"])
-@pytest.mark.parametrize("space", ["logits", "probabilities"])
-@pytest.mark.parametrize("kernel_size", [5, 15])
-def test_no_order_changes_a_bit_of_pooling_by_class(kernel_size, space, shared, monkeypatch):
-    monkeypatch.setattr(kernels_geometry, "SHARED_MEMORY", shared)
-    x, y = eighths((2, 5, 19, 37), 8).astype(np.float32), LABELS["blobs"]
-    results = []
-    for order in ORDERS.values():
-        with on_host(small_tiles=True, order=order):
-            geometry = kernels_geometry.Geometry.of(
-                x, y.shape[1:], lalref.LocallyAdaptiveLoss(kernel_size=kernel_size), x.dtype
-            )
-            results.append(lalref.lal_value_and_grad(x, y, kernel_size=kernel_size, space=space))
-    span, reach_w, most = (int(geometry.call[name][0]) for name in ("span", "reach_w", "most"))
-    assert most > 0
-    if kernel_size == 15:
-        assert (span <= reach_w) == (shared == 2500)
-    for value, grad in results[1:]:
-        assert same_bits(value, results[0][0])
-        assert same_bits(grad, results[0][1])
 
 
 def test_every_call_of_these_tests_comes_to_the_kernels(monkeypatch):

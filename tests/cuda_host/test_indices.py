@@ -5,12 +5,13 @@ the batch is made so long that its last image lies past 2^31, and only its tiles
 """
 
 import mmap
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import lalref
-from cuda_host.engine import on_host
+from cuda_host.engine import compiled, on_host
 from lalref.engines import kernels
 from lalref.engines.kernels_geometry import Geometry
 from lalref.oracle.inputs import blobs, eighths
@@ -58,7 +59,7 @@ def test_an_index_of_31_bits_reads_other_logits():
 class _Sparse:
     """NumPy, but what it makes is sparse."""
 
-    int32 = np.int32
+    int32, int64, float64 = np.int32, np.int64, np.float64
     __name__ = "numpy"
 
     @staticmethod
@@ -66,9 +67,9 @@ class _Sparse:
         return sparse(shape, dtype)
 
     @staticmethod
-    def asarray(array, order):
-        assert array.flags.c_contiguous
-        return array
+    def asarray(array, order=None, dtype=None):
+        assert np.asarray(array).flags.c_contiguous
+        return np.asarray(array, dtype)
 
 
 def far_image(space, kernel_size, fault=""):
@@ -147,3 +148,66 @@ def test_the_last_of_a_batch_of_more_than_two_billion_pixels(space, kernel_size)
 def test_an_index_of_31_bits_writes_to_other_pixels(space):
     (ell, _), (far_ell, _) = far_image(space, 3, "a pixel's index of 31 bits")
     assert (ell != far_ell).any()
+
+
+# --- Stage 3 ------------------------------------------------------------------------------------------------
+
+
+def far_windows(dtype, weighed, p=5.0, fault=""):
+    """Parts and shares of a few windows: alone, and past 2^31 others of which none is valid.
+
+    A block's windows lie one launch apart, and the few are where the last block alone goes: no other is run.
+    """
+    options, some = lalref.LocallyAdaptiveLoss(p=p), 200
+    valid = np.arange(some) % 7 > 0
+    ell = np.where(valid, abs(eighths((some,), 5)), 0).astype(dtype)
+    omega = np.where(valid, 1 + abs(eighths((some,), 7)), 0) if weighed else None
+    begin = FAR + (kernels.MOST_BLOCKS - 1) * kernels.THREADS  # FAR is a whole number of launches
+
+    def laid_far(values):
+        far = sparse((begin + some,), values.dtype)
+        far[begin:] = values
+        return far
+
+    def both(ell, omega, valid):
+        total = kernels.parts_of(ell, omega, valid, options)
+        return total, kernels._shares(ell, omega, valid, total, 1.5)
+
+    with on_host():
+        near = both(ell, omega, valid)
+    far = laid_far(ell), None if omega is None else laid_far(omega), laid_far(valid)
+    with on_host(last=1, fault=fault), mock.patch.object(kernels, "namespace", return_value=_Sparse()):
+        total, g = both(*far)
+    return near, (total, g[begin:])
+
+
+def agree(near, far):
+    numbers = ("maximum", "power_sum", "weight", "count")
+    return (near[1] == far[1]).all() and all(getattr(near[0], k) == getattr(far[0], k) for k in numbers)
+
+
+@pytest.mark.parametrize("weighed", [False, True], ids=["all alike", "weights"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("p", [5.0, np.inf])
+def test_stage_3_of_more_than_two_billion_windows(dtype, weighed, p):
+    near, far = far_windows(dtype, weighed, p)
+    assert near[0].count > 100
+    assert near[1].any()
+    assert agree(near, far)
+
+
+@pytest.mark.parametrize("what", ["read", "counted on", "written"])
+def test_an_index_of_31_bits_misses_windows(what):
+    assert not agree(*far_windows(np.float32, True, fault=f"a window's index of 31 bits, {what}"))
+
+
+@pytest.mark.parametrize(("fault", "right"), [("", True), ("a number of windows of 31 bits", False)])
+def test_more_than_two_billion_windows_are_counted(fault, right):
+    """Of each block the largest loss, the weights and the windows, as `tops` leaves them."""
+    partial, sums, count = np.ones((3, 1024)), np.zeros(3), np.zeros((), np.int64)
+    partial[1:] = 2**22 + 1
+    module = compiled("float32", "stage 3", fault=fault)
+    args = (partial, np.int32(1024), sums, count)
+    module.get_function("fold_tops")((1,), (kernels.THREADS,), args)
+    assert sums[2] == 2**32 + 1024
+    assert (count == 2**32 + 1024) == right

@@ -75,6 +75,10 @@ def test_every_fault_is_planted_somewhere():
         "a logit's index of 31 bits",
         "a row's index of 31 bits, by cells",
         "a row's index of 31 bits, by class",
+        "a window's index of 31 bits, read",
+        "a window's index of 31 bits, written",
+        "a window's index of 31 bits, counted on",
+        "a number of windows of 31 bits",
         "no barrier before a block adds up",  # in test_stage3.py
         "no barrier while a block adds up",
     }
