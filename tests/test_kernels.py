@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import lalref
 from lalref.bench import gpu
 from lalref.engines import kernels
-from lalref.engines.kernels_geometry import MOST_REACH, SCRATCH, SHARED_MEMORY, Geometry
+from lalref.engines.kernels_geometry import MOST_LENGTH, MOST_REACH, SCRATCH, SHARED_MEMORY, Geometry
 
 REPORT = Path(__file__).parents[1] / gpu.REPORT
 X, Y = np.zeros((1, 2, 3, 3)), np.zeros((1, 3, 3), int)
@@ -88,6 +88,46 @@ def test_what_is_too_large_for_it_is_refused(a_device, monkeypatch, shape, kerne
     options = lalref.LocallyAdaptiveLoss(kernel_size=kernel_size)
     assert said in kernels.why_not(np.zeros(shape), options)
     assert kernels.why_not(np.zeros((1, 2, 8, 8)), options) == ""
+
+
+def of_shape(*shape):
+    """Logits of any size, that are one number."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
+LONG = {
+    "columns": lambda n: (1, 2, 3, n),
+    "rows": lambda n: (1, 2, n, 3),
+    "one axis": lambda n: (1, 2, n),
+    "points": lambda n: (n, 2),
+    "classes": lambda n: (1, n, 3, 3),
+}
+
+
+@pytest.mark.parametrize("shape", LONG.values(), ids=LONG.keys())
+def test_an_axis_whose_places_do_not_fit_into_31_bits_is_refused(a_device, monkeypatch, shape):
+    monkeypatch.setattr(kernels, "library", lambda xp: "cupy")
+    options = lalref.LocallyAdaptiveLoss()
+    for n in (MOST_LENGTH + 1, 2**31, 2**40):
+        said = kernels.why_not(of_shape(*shape(n)), options)
+        assert (
+            f'takes up to 1073741824 pixels along an axis, and so many classes, got {n}: use engine="array"'
+            == said
+        )
+    longest = of_shape(*shape(MOST_LENGTH))
+    assert kernels.why_not(longest, options) == ""
+    call = Geometry.of(longest, longest.shape[2:], options, longest.dtype).call[0]
+    assert max(int(call[name]) for name in ("C", "H", "W")) == MOST_LENGTH
+
+
+@pytest.mark.parametrize(("S", "most"), [((3, 3), 2**31 - 1), ((8, 33), 2**30 - 1), ((1, 257), 2**30 - 1)])
+def test_more_tiles_than_a_launch_has_blocks_are_refused(a_device, monkeypatch, S, most):
+    monkeypatch.setattr(kernels, "library", lambda xp: "cupy")
+    options = lalref.LocallyAdaptiveLoss()
+    assert kernels.why_not(of_shape(most, 2, *S), options) == ""
+    said = "takes batches of up to 2147483647 tiles, got 21474836"
+    assert said in kernels.why_not(of_shape(most + 1, 2, *S), options)
+    assert kernels.why_not(of_shape(2**30, 2), options) == ""  # points are one row
 
 
 @given(

@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 
 from lalref.arrays import Array, Namespace, dtype_name, epsilon, library, namespace
-from lalref.engines.kernels_geometry import MOST_AXES, MOST_REACH, Geometry, reach, set_steps
+from lalref.engines.kernels_geometry import (
+    MOST_AXES,
+    MOST_LENGTH,
+    MOST_REACH,
+    MOST_TILES,
+    Geometry,
+    most_tiles,
+    reach,
+    set_steps,
+)
 from lalref.engines.pooling import centre
 from lalref.minkowski import Parts
 from lalref.options import Options
@@ -97,6 +106,13 @@ def why_not(logits: Array, options: Options) -> str:
         )
     if (ndim := logits.ndim - 2) > MOST_AXES:
         return f'takes up to {MOST_AXES} spatial axes, got {ndim}: use engine="array"'
+    N, *lengths = logits.shape
+    if ndim == 0:  # the batch is a row of pixels
+        lengths.append(N)
+    if (longest := max(lengths)) > MOST_LENGTH:
+        return f'takes up to {MOST_LENGTH} pixels along an axis, and so many classes, got {longest}: use engine="array"'
+    if (tiles := most_tiles(logits, options)) > MOST_TILES:
+        return f'takes batches of up to {MOST_TILES} tiles, got {tiles}: use engine="array", or fewer images at a time'
     if (farthest := max((0, *reach(logits.shape[2:], options)))) > MOST_REACH:
         return f'takes windows that reach up to {MOST_REACH} pixels, got {farthest}: use engine="array"'
     return ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from lalref.arrays import Array
 from lalref.options import Options
 
 MOST_AXES, MOST_REACH = 2, 4095  # spatial axes; pixels that a window reaches on each side
+MOST_LENGTH = 1 << 30  # of an axis: a pixel's place and a stride, no longer than that, add up in 31 bits
+MOST_TILES = (1 << 31) - 1  # blocks of one launch
 SHARED_MEMORY = 48 << 10  # bytes a block, on every device without asking
 SCRATCH = 32 << 20  # bytes at most for the divided gradient on its way: less than the L2 cache of an H100
 CHANNELS = 2  # pooled at a time; with 4 `slopes` takes more registers than two blocks leave it
@@ -114,6 +117,16 @@ class Geometry:
         span, reach_w = int(call["span"][0]), int(call["reach_w"][0])
         sums = (span + _beyond(span, reach_w)) * self.channels * self.block[1] * (self.block[0] + 2 * reach_w)
         return self.size * (_farther(call) + 1 + (sums if call["most"][0] else 0))
+
+
+def most_tiles(logits: Array, options: Options) -> int:
+    """How many tiles a launch has at most, for logits (N, C, *S) of up to `MOST_LENGTH` along each axis."""
+    N, _, *S = logits.shape
+    pixels: int = N * math.prod(S)
+    if pixels <= MOST_TILES:  # then so are the tiles
+        return pixels
+    both = [Geometry.of(logits, S, options, np.dtype(dtype)) for dtype in ("float32", "float64")]
+    return max(geometry.N * max(geometry.tiles) for geometry in both)
 
 
 def reach(S: Sequence[int], options: Options) -> list[int]:

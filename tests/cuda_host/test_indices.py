@@ -13,7 +13,7 @@ import pytest
 import lalref
 from cuda_host.engine import compiled, on_host
 from lalref.engines import kernels
-from lalref.engines.kernels_geometry import Geometry
+from lalref.engines.kernels_geometry import MOST_LENGTH, Geometry
 from lalref.oracle.inputs import blobs, eighths
 
 FAR = 2**31
@@ -134,6 +134,31 @@ def test_the_last_rows_of_an_image_of_more_than_two_billion_pixels(space, kernel
 def test_an_index_of_31_bits_reads_other_rows(fault, kernel_size):
     (ell, _), (far_ell, _) = far_rows("logits", kernel_size, fault)
     assert (ell != far_ell).any()
+
+
+def last_columns(W, space, from_the_end):
+    """ell and gradient of the last tile of a row of W pixels, windows standing at the first and near the last."""
+    C, dtype, tile = 2, np.dtype(np.float32), 256
+    labels, upstream, logits = sparse((1, W), np.int32), sparse((1, 2)), sparse((1, C, W))
+    labels[:, -tile:], logits[:, :, -tile:] = blobs((1, 1, tile), 2)[:, 0], eighths((1, C, tile), 8)
+    upstream[...] = 1.5, 2.5
+    options = lalref.LocallyAdaptiveLoss(space=space, stride=W - from_the_end)
+    geometry = Geometry.of(logits, (2,), options, dtype)
+    centres = np.ascontiguousarray(labels[:, :: W - from_the_end])
+    work = kernels._Work(_Sparse(), logits, labels, centres, options, dtype, geometry)
+    with on_host(last=1):
+        kept = work.forward(keep=True)
+        return kept.ell[:, -1], work.backward(kept, upstream)[:, :, -tile:]
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("from_the_end", [1, 8, 255])
+def test_the_longest_axis_that_is_taken(space, from_the_end):
+    (ell, grad), (far_ell, far_grad) = (last_columns(W, space, from_the_end) for W in (512, MOST_LENGTH))
+    assert ell.any()
+    assert grad.any()
+    assert (ell == far_ell).all()
+    assert (grad == far_grad).all()
 
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
