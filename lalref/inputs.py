@@ -243,7 +243,7 @@ def _ignored(xp: Namespace, labels: Array, options: Options) -> Array:
 def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options, refusals: Refusals) -> Array:
     """Labels as `Problem` has them; what is no class is C, and refused unless check=False."""
     labels = _native(labels)
-    if isinstance(labels, np.ndarray) and labels.size and options.check:
+    if isinstance(labels, np.ndarray) and labels.size:
         y = _numpy_labels(labels, C, options)
         if y is not None:
             return y
@@ -251,7 +251,7 @@ def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options, re
 
 
 def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | None:
-    """`_checked_labels` by the cacheful and in few passes, for it took longer than the loss; None if anything is wrong.
+    """`_checked_labels` by the cacheful and in few passes, for it took longer than the loss; None if one must be told.
 
     One byte a pixel where that will do, as four are a twentieth of the gradient.
     """
@@ -265,10 +265,13 @@ def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | 
         ignored = _ignored(np, part, options)
         # A negative number is a large one to the unsigned type of its size.
         bad = part.view(f"u{part.itemsize}") >= C
-        if (bad > ignored).any():
-            return None
         y[here] = part
         y[here] |= -ignored.view(np.int8)  # -1 has all bits set, so that no mask need be asked pixel by pixel
+        bad = bad > ignored
+        if bad.any():
+            if options.check:
+                return None
+            y[here][bad] = C
     return y
 
 

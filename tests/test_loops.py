@@ -264,15 +264,18 @@ def test_whoever_waits_for_the_first_compilation_is_told_once(tmp_path, monkeypa
     assert loops_cache.compile_seconds() == {}
     with caplog.at_level("INFO", "lalref"):
         for _ in range(2):
-            with loops_cache.first_call(np.float16, "gradient"):
+            with loops_cache.first_call(np.float16, "logits", "gradient"):
                 pass
     assert len(caplog.messages) == 1
     assert "compiling for float32, once" in caplog.text
     assert loops_cache.compile_seconds().keys() == {"float32"}
     monkeypatch.setattr(loops_cache, "_asked", set())  # the next process finds it on disk
-    with loops_cache.first_call(np.float32, "value"):
+    with loops_cache.first_call(np.float32, "logits", "value"):
         pass
     assert len(caplog.messages) == 1
+    with caplog.at_level("INFO", "lalref"), loops_cache.first_call(np.float32, "probabilities", "value"):
+        pass
+    assert "compiling for float32 probabilities, once" in caplog.messages[1]
 
 
 def test_what_a_gradient_compiles_after_a_value_is_added_to_what_that_took(tmp_path, monkeypatch):
@@ -281,6 +284,6 @@ def test_what_a_gradient_compiles_after_a_value_is_added_to_what_that_took(tmp_p
     now = iter([0.0, 3.0, 10.0, 14.0])
     monkeypatch.setattr(loops_cache.time, "process_time", lambda: next(now))
     for what in ("value", "gradient"):
-        with loops_cache.first_call(np.float16, what):
+        with loops_cache.first_call(np.float16, "logits", what):
             pass
     assert loops_cache.compile_seconds() == {"float32": 7.0}
