@@ -35,7 +35,7 @@ test-cuda-host: ## the GPU kernels: run on the CPU, and compiled for three GPUs 
 experiment: $(VENV_FRAMEWORKS)/ready ## digits over photographs: this loss against cross-entropy, from where it was left; RESULTS=folder does all of it anew (half an hour; 3.4 GB)
 	$(VENV_FRAMEWORKS)/bin/python -m experiments.digits $(if $(RESULTS),--results $(RESULTS))
 
-nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden values, 10,000 honest runs, the kill matrix, the oracle's figures, the experiment
+nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden values, 10,000 honest runs, the kill matrix, the oracle's figures, the experiment (not timed as a whole, the experiment half an hour; the same 0.8 and 3.4 GB)
 	$(VENV)/bin/lalref golden check
 	$(VENV)/bin/lalref oracle false-alarms --runs 10000
 	$(VENV_FRAMEWORKS)/bin/lalref oracle report --folder out/oracle
@@ -45,14 +45,14 @@ nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden val
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.described.score
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m oracle_figures units cost files
 
-bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first; QUICK=--quick for a first look
+bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first; QUICK=--quick for a first look (6 min; the same 3.4 GB)
 	@mkdir -p out
 	$(VENV_FRAMEWORKS)/bin/lalref bench $(QUICK) --json out/bench.json --picture out/bench.png
 
-test-gpu: $(VENV_GPU)/ready ## the same cases on a GPU (several GB); CUDA=13 for newer drivers
+test-gpu: $(VENV_GPU)/ready ## the same cases on a GPU (not timed; several GB); CUDA=13 for newer drivers
 	$(VENV_GPU)/bin/python -m pytest tests/gpu tests/test_kernels.py
 
-bench-gpu: $(VENV_GPU)/ready ## measure the kernels on a GPU and write reports/gpu.json
+bench-gpu: $(VENV_GPU)/ready ## measure the kernels on a GPU and write reports/gpu.json (not timed; the same)
 	$(VENV_GPU)/bin/python -m lalref.bench.gpu
 
 notebooks: $(VENV_NOTEBOOKS)/ready ## run the notebooks and write them with their outputs (3 min; 2 GB)
@@ -67,7 +67,7 @@ docs: $(VENV_DOCS)/ready ## these pages as a site, into docs/_build/html (half a
 	$(VENV_DOCS)/bin/python docs/check_site.py docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-lint: $(VENV)/ready ## style, format and types (the 0.8 GB of demo and test)
+lint: $(VENV)/ready ## style, format and types (some seconds; the same 0.8 GB as test)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -51,7 +51,7 @@ from voc import CLASSES, VOID, BadFile, confusion, crop_and_flip, mean_iou, read
 from lalref.adapters.torch import LocallyAdaptiveLoss
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained networks expect
-SMALL_UNET = f"{Path(__file__).resolve().parent.parent / 'experiments/digits/models.py'}:unet"
+SMALL_UNET = "small-unet"  # its name in a checkpoint, wherever the clone lies
 VOID_CROPS = 1000  # in one batch: the labels are to blame then, and not chance
 console = Console(highlight=False)
 
@@ -179,7 +179,9 @@ def evaluate(net: torch.nn.Module, root: Path, names: list[str], bad: BadFiles) 
 
 
 def load_model(spelt: str) -> torch.nn.Module:
-    """Return FUNCTION(CLASSES, 3) of FILE.py:FUNCTION."""
+    """Return FUNCTION(CLASSES, 3) of FILE.py:FUNCTION, or the small U-Net."""
+    if spelt == SMALL_UNET:
+        spelt = f"{Path(__file__).resolve().parents[1] / 'experiments/digits/models.py'}:unet"
     file, _, function = spelt.rpartition(":")
     spec = importlib.util.spec_from_file_location("pluggable_model", file)
     if not Path(file).is_file() or spec is None or spec.loader is None:
@@ -297,7 +299,9 @@ def train(
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/voc"))
-@click.option("--model", default=SMALL_UNET, help="FILE.py:FUNCTION; FUNCTION(classes, channels) -> Module.")
+@click.option(
+    "--model", default=SMALL_UNET, help="Or FILE.py:FUNCTION; FUNCTION(classes, channels) -> Module."
+)
 @click.option("--loss", type=click.Choice(["locally-adaptive", "cross-entropy"]), default="locally-adaptive")
 @click.option("--kernel-size", default=5)
 @click.option("--p", default=5.0, help="The exponent of Minkowski pooling.")

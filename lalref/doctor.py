@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import platform
 import sys
@@ -90,36 +91,37 @@ def engines() -> list[Engine]:
 
 
 def compilation() -> dict[str, str]:
-    """Return for each dtype what the numba engine's first loss and gradient cost: compiled now, or had from disk.
+    """Return what the numba engine's first loss and gradient cost by dtype and space: compiled now, or had from disk.
 
-    Compiles what was not compiled before on this machine: some seconds a dtype. Empty where numba is not installed.
+    Compiles what was not compiled before on this machine, for a minute or so. Empty where numba is not installed.
 
     Examples
     --------
     >>> from lalref.doctor import compilation
     >>> sorted(compilation())
-    ['float32', 'float64']
+    ['float32', 'float32 probabilities', 'float64', 'float64 probabilities']
     """
     if importlib.util.find_spec("numba") is None:
         return {}
     from numba.core import event
 
-    from lalref.engines.loops_cache import compile_seconds
+    from lalref.engines.loops_cache import compile_seconds, path_of
 
     found = {}
-    for dtype in ("float32", "float64"):
+    for dtype, space in itertools.product(("float32", "float64"), ("logits", "probabilities")):
         began = time.perf_counter()
         with event.install_listener("numba:compile", event.TimingListener()) as compiling:
             lalref.lal_value_and_grad(
-                np.zeros((1, 2, 3, 3), dtype), np.zeros((1, 3, 3), np.int64), engine="numba"
+                np.zeros((1, 2, 3, 3), dtype), np.zeros((1, 3, 3), np.int64), space=space, engine="numba"
             )
         spent = time.perf_counter() - began
+        path = path_of(np.dtype(dtype), space)
         if compiling.done:
-            found[dtype] = f"compiled in {compiling.duration:.1f} s, once for this machine and version"
+            found[path] = f"compiled in {compiling.duration:.1f} s, once for this machine and version"
         else:
-            seconds = compile_seconds().get(dtype)
+            seconds = compile_seconds().get(path)
             took = "" if seconds is None else f" in {seconds} s of processor time"
-            found[dtype] = f"compiled before{took}, ready in {spent:.2f} s"
+            found[path] = f"compiled before{took}, ready in {spent:.2f} s"
     return found
 
 

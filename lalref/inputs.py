@@ -8,7 +8,9 @@ loss may come in.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 
 import numpy as np
 
@@ -232,18 +234,16 @@ def _to_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 def _ignored(xp: Namespace, labels: Array, options: Options) -> Array:
     """Where a label is one of ignore_index; bool, shaped as `labels`."""
-    ignored = xp.zeros_like(labels, dtype=xp.bool)
     limits = xp.iinfo(labels.dtype)
-    for index in options.ignored_labels:
-        if limits.min <= index <= limits.max:  # no other label can be equal
-            ignored = ignored | (labels == index)
-    return ignored
+    # No other label can be equal.
+    each = [labels == index for index in options.ignored_labels if limits.min <= index <= limits.max]
+    return functools.reduce(operator.or_, each) if each else xp.zeros_like(labels, dtype=xp.bool)
 
 
 def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options, refusals: Refusals) -> Array:
     """Labels as `Problem` has them; what is no class is C, and refused unless check=False."""
     labels = _native(labels)
-    if isinstance(labels, np.ndarray) and labels.size and options.check:
+    if isinstance(labels, np.ndarray) and labels.size:
         y = _numpy_labels(labels, C, options)
         if y is not None:
             return y
@@ -251,7 +251,7 @@ def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options, re
 
 
 def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | None:
-    """`_checked_labels` by the cacheful, for it took longer than the loss; None if anything is wrong.
+    """`_checked_labels` by the cacheful and in few passes, for it took longer than the loss; None if one must be told.
 
     One byte a pixel where that will do, as four are a twentieth of the gradient.
     """
@@ -263,13 +263,15 @@ def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | 
         here = (slice(None),) * axis + (slice(i, i + rows),)
         part = labels[here]
         ignored = _ignored(np, part, options)
-        bad = part >= C
-        if part.dtype.kind == "i":
-            bad |= part < 0
-        if (bad > ignored).any():
-            return None
-        # -1 has all bits set, so that no mask need be asked pixel by pixel
-        y[here] = part.astype(y.dtype) | -ignored.view(np.int8)
+        # A negative number is a large one to the unsigned type of its size.
+        bad = part.view(f"u{part.itemsize}") >= C
+        y[here] = part
+        y[here] |= -ignored.view(np.int8)  # -1 has all bits set, so that no mask need be asked pixel by pixel
+        bad = bad > ignored
+        if bad.any():
+            if options.check:
+                return None
+            y[here][bad] = C
     return y
 
 

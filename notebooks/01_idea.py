@@ -203,8 +203,9 @@ for axis, title in zip(axes, titles, strict=True):
     axis.set_axis_off()
 
 # %% [markdown]
-# Specks vanish: a wrong pixel among right ones costs little. Patches stay: where a whole group is wrong, so is its average.
-# Some windows are *worse* than their own pixel (red), those of a lucky pixel among wrong neighbours.
+# Specks vanish: a wrong pixel among right ones costs little. Patches stay: where a whole group is wrong in the
+# same way, so is its average. Some windows are *worse* than their own pixel (red), those of a lucky pixel among wrong
+# neighbours.
 #
 # Averaging first is never worse than averaging the losses. Cross-entropy is convex in the scores, so by Jensen's
 # inequality the loss of the average is at most the average of the group's losses:

@@ -257,7 +257,7 @@ assert min(error_1[steps < 1e-12].max(), error_2[steps < 1e-12].max()) > 1e-4  #
 
 # %% [markdown]
 # Two lessons. The smallest step is not the best one. And a check by differences can never tell a gradient that is right to
-# 16 digits from one that is right to 10; in float32 it has three or four digits to work with, all told.
+# 16 digits from one that is right to 10; in float32 it has three to five digits to work with, all told.
 #
 # ## No subtraction, no V
 #

@@ -201,12 +201,12 @@ plt.show()
 #
 # Is it fast? Compared with what *can be*. A machine has a speed of arithmetic and a speed of memory. A program that does few
 # operations for each byte it moves is bounded by the second: the slope of the roof. Many operations a byte, and the first
-# bounds it: the flat part. Operations and bytes are counted from the formulas, for one score; *each way* is forward, and again
-# backward:
+# bounds it: the flat part. Operations and bytes are counted from the code, for one score in float32; *each way* is forward, and
+# again backward. What softmax and padding cost in NumPy is left out:
 #
 # | engine | operations | bytes |
 # |---|---|---|
-# | array | multiply and add at each of $(2r+1)^2$ places, each way | about 20 at each place, each way: read, select, read and write the sum |
+# | array | 7 at each of $(2r+1)^2$ places: an addition for the mean; a subtraction and an addition for what rounding took from it; the same three again on the way back; and an addition for the gradient | 124 at each place: a pooling selects (read, write) and adds (read both, write), 20; with a subtraction before it (read both, write) 32; in all $3 \cdot 20 + 2 \cdot 32$ |
 # | numba | $(6r+1) + (2r+1) = 8r+2$ each way, and about 20 for exp | 16 in all: read the score, write its slope, read it, write the gradient |
 
 
@@ -215,7 +215,7 @@ def counted(engine, k):
     """(operations, bytes) a score."""
     r = (k - 1) // 2
     if engine == "array":
-        return 4 * k * k, 40 * k * k
+        return 7 * k * k, 124 * k * k
     return 2 * (8 * r + 2) + 20, 16
 
 
@@ -242,10 +242,11 @@ axis.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# The array engine sits on the far left: it moves ten bytes for each operation, so that even a program that used all of the
-# memory's speed would stay below this low piece of roof. Its dots lie far below it still, and the picture does not say why:
-# NumPy uses one core of the two, and makes more temporary arrays than were counted. The numba engine moved to the right (it fuses: what is loaded is used for everything), and only then up. "How far below the
-# roof, and why" is a question that one can work on; "how many times faster than NumPy" is not.
+# The array engine sits on the far left: it moves some eighteen bytes for each operation, so that even a program that used all of
+# the memory's speed would stay below this low piece of roof. Its dots lie well below it still, and the picture does not say why:
+# NumPy uses one core of the two, and more is moved than was counted. The numba engine moved to the right (it fuses: what is loaded
+# is used for everything), and only then up. "How far below the roof, and why" is a question that one can work on; "how many times
+# faster than NumPy" is not.
 #
 # ## 6. The same in CUDA, on a CPU
 #
@@ -334,7 +335,7 @@ else:
 # A framework's backward keeps what the forward made: for each of the 25 places a copy of the shifted scores or a mask, then
 # $z$, then softmax. For large images memory ends before patience does. The numba engine writes its slopes where the gradient
 # will be, and pools them there; the cuda engine pools the scores a second time. Beside the gradient both keep a few numbers a
-# *window*, none of them for each class.
+# *window*, none of them for each class; cuda also a scratch of a few channels: 32 MiB at most, or one channel where that is more.
 #
 # The figures above, each the fastest of several runs: `python notebooks/roofline.py`, on the two cores of an AVX-512 server; `lalref bench` compares with PyTorch
 # and JAX on your machine, and [docs/performance.md](../docs/performance.md) tells the whole story, with what did not work.
@@ -363,8 +364,8 @@ else:
 # assert np.linalg.matrix_rank(chessboard) == far + 1
 # ```
 #
-# **3.** $1 - (12/16)^2 = 44\,\%$ at $r = 2$, and at $r = 6$ $1 - (4/16)^2 = 94\,\%$. Larger windows need larger tiles: lalref takes
-# 256×1 there.
+# **3.** $1 - (12/16)^2 = 44\,\%$ at $r = 2$, and at $r = 6$ $1 - (4/16)^2 = 94\,\%$. lalref loads no square tile there: each thread
+# of a 256×1 block sums one column, and only 12 of 268 columns, 4 %, are summed for the neighbours' sake.
 #
 # **4.** Declare `__shared__ int label[16][16];`, load it beside the score with −1 outside, and compare
 # `label[a + di][b + dj] == label[a][b]`. The test for the image's border can go, since −1 is no label.

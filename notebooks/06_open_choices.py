@@ -67,8 +67,8 @@ def compare(choices, cut=(slice(100, 162), slice(135, 213))):
 #
 # ## The width sigma
 #
-# At 0.5 pixels a neighbour weighs 0.14, and one at distance 2 three in ten thousand: nearly plain cross-entropy. At
-# $\sigma = \infty$ (`sigma=None`) all 25 count alike, and the *rim* of the window dominates: 16 of its 25 pixels are at distance 2.
+# At 0.5 pixels a neighbour weighs 0.14, and one at distance 2 three in ten thousand: so the rim is out, and the centre has half
+# of the weight. At $\sigma = \infty$ (`sigma=None`) all 25 count alike, and the *rim* of the window dominates: 16 of its 25 pixels are at distance 2.
 
 # %%
 compare({f"σ = {s}": {"sigma": s} for s in (0.5, 2.0, None)})
@@ -102,7 +102,7 @@ assert abs(values[9] - values[7]) < 1e-3 < abs(values[3] - values[1])
 # ## The divisor
 #
 # Weights' sum, or number of pixels? With the sum, $z_p$ is a convex average. With the count it is that average times
-# $D/|G| < 1$: *all scores are shrunk*, as by a softmax of higher temperature, and by a factor that depends on the place.
+# $D/|G| \le 1$: *all scores are shrunk*, as by a softmax of higher temperature, and by a factor that depends on the place.
 
 # %%
 compare({"count": {"normalize": "count"}, "count, σ = None": {"normalize": "count", "sigma": None}})
@@ -110,9 +110,13 @@ compare({"count": {"normalize": "count"}, "count, σ = None": {"normalize": "cou
 weights, count = (loss_with(normalize=n).inspect(x, y) for n in ("weights", "count"))
 temperature = np.where(valid, count.divisor / np.where(valid, weights.divisor, 1), 1.0)  # (1, H, W)
 np.testing.assert_allclose(weights.merged, count.merged * temperature[:, None], rtol=1e-9, atol=1e-12)
+inside = temperature[count.group_size == 25]
 print(
-    f"inside an object scores are divided by {temperature.max():.2f}, at least by {temperature[valid].min():.2f}"
+    f"by the place scores are divided by {temperature[valid].min():.2f} to {temperature[valid].max():.2f}, "
+    f"inside an object by {inside[0]:.2f}"
 )
+np.testing.assert_allclose(inside, 25 / weights.divisor.max(), rtol=1e-12)
+assert temperature[valid].min() >= 1
 
 # %% [markdown]
 # A temperature flattens both ways: what is wrong costs less (blue), what is right costs more (the red haze), and a network
@@ -156,6 +160,7 @@ compare({"probabilities": {"space": "probabilities"}})
 a = np.linspace(-8, 8, 161)  # the neighbour's margin; the centre has 4, equal weights
 in_scores = np.logaddexp(0, -(4 + a) / 2)
 in_probabilities = -np.log((1 / (1 + np.exp(-4)) + 1 / (1 + np.exp(-a))) / 2)
+assert np.log(2) < in_probabilities[0] < -np.log(1 / (1 + np.exp(-4)) / 2) < 0.7114
 pair = np.zeros((161, 2, 2))
 pair[:, 0, 0], pair[:, 0, 1] = 4, a
 for space, by_hand in (("logits", in_scores), ("probabilities", in_probabilities)):
@@ -174,7 +179,8 @@ plt.show()
 
 # %% [markdown]
 # With scores, a neighbour that is ever more wrong costs ever more, and is pulled with full force. With probabilities the pair
-# never costs more than $\log 2$ (dotted): half of it is right. And the pull *fades* once the neighbour is sure of its error.
+# hardly ever costs more than $\log 2$ (dotted), for half of it is right: never more than $-\log(0.982/2) = 0.711$, since the
+# centre itself has a probability of 0.982. And the pull *fades* once the neighbour is sure of its error.
 # A whole group that is wrong still costs its full price in both.
 #
 # In the backward, score space sends one common error to the group; probability space weighs each pixel by its own part

@@ -204,7 +204,8 @@ for which_score in ("miou", "boundary_f"):
 #    losses does the answer change, and why?
 # 2. Which two rows of the table tell what the *window* does, and which tell what *p* does?
 # 3. Nothing in the loss knows mIoU. Which classes does p = 5 listen to more than p = 1, and where would mIoU feel it?
-# 4. How many seeds would it take to see a difference of two points, if differences spread as they do here?
+# 4. How many seeds would it take to see a difference of two points about half the time, if differences spread as they do
+#    here?
 # 5. 5×5 with p = 2 was picked out after looking at six results. How would you test it now?
 
 # %% [markdown]
@@ -226,6 +227,8 @@ for which_score in ("miou", "boundary_f"):
 #     twice_shared = 2 * np.cov(ours, ce)[0, 1]
 #     assert (twice_shared < 0) == name.endswith("p5")
 #     assert np.isclose((ours - ce).var(ddof=1), ours.var(ddof=1) + ce.var(ddof=1) - twice_shared)
+#     low, high = stats.ttest_ind(ours, ce).confidence_interval()
+#     assert ((high - low) / (2 * paired(ours, ce)[1]) > 3) == (name == "k5-p1")
 # ```
 #
 # The variance of a difference is the sum of the variances less twice the covariance.
@@ -233,12 +236,13 @@ for which_score in ("miou", "boundary_f"):
 # **2.** The window: cross-entropy against 5×5, p = 1; and 1×1 against 3×3, 5×5, 7×7, all at p = 5. The exponent:
 # cross-entropy against 1×1, p = 5; and 5×5 at p = 1, 2, 5.
 #
-# **3.** The gradient's share of a window is $\ell^{p-1}$ (equation 11), so p = 5 listens to windows with a large loss:
+# **3.** The gradient's share of a window is proportional to $\ell^{p-1}$ (equation 11), so p = 5 listens to windows with a large loss:
 # rare classes and confusions. mIoU counts rare classes as much as the background, and feels it there; but an outlier
 # that nothing can mend pulls just as hard.
 #
 # **4.** Half the interval's width must fall below 2: $t_{n-1} s_d / \sqrt n < 2$. For 5×5, p = 1 that takes about ten
-# seeds, for 5×5, p = 5 some seventy, if five seeds tell the spread well, which they do not.
+# seeds, for 5×5, p = 5 some seventy, if five seeds tell the spread well, which they do not. Half the time: for what
+# is estimated of a true difference of two points falls below two as often as above. To be surer takes more.
 #
 # ```python
 # def seeds_needed(name):

@@ -4,7 +4,7 @@ Blocks of one page share a namespace and a folder, as for a reader who goes from
 the line before a block, which readers don't see, says what is special about it:
 
     <!-- file: my_loss.py -->     written to that file, not run
-    <!-- needs: torch, jax -->    run where these can be imported; a name with a capital is a program: g++
+    <!-- needs: torch, jax -->    run where these can be imported; g++ and make are programs
     <!-- exit: 1 -->              the shell block ends with this status
     <!-- by ci -->                a command that .ci/run has as a step of its own
     <!-- not run: the reason -->  shown, never run
@@ -45,6 +45,10 @@ def blocks(page: Path) -> list[Block]:
         if token.type == "html_block" and (comment := re.fullmatch(r"<!-- (.*?) -->\s*", token.content)):
             name, _, value = comment[1].partition(": ")
             said[name] = value
+        elif token.type == "code_block":
+            raise AssertionError(
+                f"{page.name}:{token.map[0] + 1} is indented code, which nobody runs: make it a fence"
+            )
         elif token.type == "fence":
             language = token.info.split()[0] if token.info.strip() else ""
             if language in ("python", "sh") or "file" in said:

@@ -31,6 +31,7 @@ def test_a_page_s_blocks_run_and_print_what_they_say(page, tmp_path, monkeypatch
         ("```sh\nfalse\n```", AssertionError),
         ("<!-- exit: 3 -->\n\n```sh\nexit 1\n```", AssertionError),
         ("<!-- by ci -->\n\n```sh\nmake coffee\n```", AssertionError),
+        ("Run\n\n    true\n", AssertionError),
     ],
 )
 def test_a_block_that_does_not_do_what_it_says_is_found(text, error, tmp_path):

@@ -32,6 +32,45 @@ def test_a_changed_result_or_an_edited_table_is_noticed(tmp_path):
     assert report.filled_in(edited, report.tables(RESULTS)) == PAGE
 
 
+def prose(name):
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def test_the_prose_says_what_the_tables_say():
+    results, readme, page = runs.read_results(RESULTS), prose("README.md"), prose("docs/experiment.md")
+    linear, unet = (report.compared(results, model, "miou") for model in ("linear", "unet"))
+    worse = sorted(round(-mean) for mean, *_ in linear.values())
+    assert all(
+        p < 0.05
+        for which in ("miou", "boundary_f")
+        for *_, p in report.compared(results, "linear", which).values()
+    )
+    words = {2: "two", 4: "four"}
+    assert f"by {words[worse[0]]} to {words[worse[-1]]} points of mIoU" in page
+    assert f"a linear model does {worse[0]} to {worse[-1]} points of mIoU worse with it throughout" in readme
+    ahead, low, _, p = unet["k5-p2"]
+    assert ahead == max(mean for mean, *_ in unet.values())
+    assert low > 0
+    assert f"by {ahead:.1f} points of mIoU in the mean; its interval leaves zero out" in page
+    assert f"(p = {p:.2f} after Holm's rule)" in page
+    assert f"the best, 5×5 at p = 2, is {ahead:.1f} ahead, Holm's p = {p:.2f}" in readme
+    assert all(low < 0 < high and p > 0.05 for name, (_, low, high, p) in unet.items() if name != "k5-p2")
+
+
+def test_the_prose_says_what_the_seeds_say():
+    results, page = runs.read_results(RESULTS), prose("docs/experiment.md")
+    ce, window, both = (report.scores(results, "unet", name, "miou") for name in ("ce", "k5-p1", "k5-p2"))
+    others = [*ce[1:], *window[1:]]
+    assert (
+        f"at seed 0 cross-entropy and 5×5 with p = 1 reach {ce[0]:.0f} and {window[0]:.0f} %, "
+        f"and {min(others):.0f} to {max(others):.0f} % at the others"
+    ) in page
+    ahead = both - ce
+    assert (ahead > 0).all()
+    assert "ahead of cross-entropy at each of the five seeds" in page
+    assert f"ahead at the other four too, by {min(ahead[1:]):.0f} to {max(ahead[1:]):.0f} points" in page
+
+
 def test_the_results_are_all_there_and_of_the_settings_that_the_command_uses():
     assert runs.read_settings(RESULTS) == Settings()
     results = runs.read_results(RESULTS)

@@ -27,6 +27,7 @@ from lalref.engines import (
     loops_cache,
     loops_kernels,
     loops_maps,
+    loops_margins,
     loops_math,
     loops_probability,
 )
@@ -247,12 +248,12 @@ def test_compiled_code_is_kept_only_while_no_room_of_the_engine_changes(tmp_path
     assert loops_cache.sources_digest(tmp_path) != loops_cache.STAMP
     kept = [
         f
-        for module in (loops_kernels, loops_maps, loops_probability)
+        for module in (loops_kernels, loops_maps, loops_margins, loops_probability)
         for f in vars(module).values()
         if hasattr(f, "_cache")
     ]
     kept = [f for f in kept if hasattr(f._cache, "_cache_file")]
-    assert len(kept) >= 7
+    assert len(kept) == 8
     assert {f._cache._cache_file._source_stamp for f in kept} == {loops_cache.STAMP}
     assert all(loops_cache.STAMP[:12] in f._cache._cache_file._index_name for f in kept)
 
@@ -263,15 +264,18 @@ def test_whoever_waits_for_the_first_compilation_is_told_once(tmp_path, monkeypa
     assert loops_cache.compile_seconds() == {}
     with caplog.at_level("INFO", "lalref"):
         for _ in range(2):
-            with loops_cache.first_call(np.float16, "gradient"):
+            with loops_cache.first_call(np.float16, "logits", "gradient"):
                 pass
     assert len(caplog.messages) == 1
     assert "compiling for float32, once" in caplog.text
     assert loops_cache.compile_seconds().keys() == {"float32"}
     monkeypatch.setattr(loops_cache, "_asked", set())  # the next process finds it on disk
-    with loops_cache.first_call(np.float32, "value"):
+    with loops_cache.first_call(np.float32, "logits", "value"):
         pass
     assert len(caplog.messages) == 1
+    with caplog.at_level("INFO", "lalref"), loops_cache.first_call(np.float32, "probabilities", "value"):
+        pass
+    assert "compiling for float32 probabilities, once" in caplog.messages[1]
 
 
 def test_what_a_gradient_compiles_after_a_value_is_added_to_what_that_took(tmp_path, monkeypatch):
@@ -280,6 +284,6 @@ def test_what_a_gradient_compiles_after_a_value_is_added_to_what_that_took(tmp_p
     now = iter([0.0, 3.0, 10.0, 14.0])
     monkeypatch.setattr(loops_cache.time, "process_time", lambda: next(now))
     for what in ("value", "gradient"):
-        with loops_cache.first_call(np.float16, what):
+        with loops_cache.first_call(np.float16, "logits", what):
             pass
     assert loops_cache.compile_seconds() == {"float32": 7.0}

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from samples import same_bits
+from samples import of_dtype, same_bits
 
 import lalref
 from lalref.bench.inputs import labels, logits
@@ -160,21 +160,19 @@ def test_a_row_in_several_tiles_has_the_bits_of_one(space, dtype, kernel_size, s
     assert same_bits(found[1], right[1])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_worst_error_over_all_golden_cases_is_at_most_twice_the_array_engine_s_worst(dtype):
-    """The largest of all cases next to the largest of all cases; of a single case nothing is said here."""
-    worst = dict.fromkeys(ENGINES, 0.0)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_no_golden_case_is_more_than_twice_as_far_off_as_with_the_array_engine(dtype):
+    """Where that is off by less than a quarter of a unit, twice a quarter: a case may come out exact by chance."""
     for case in (case for case in CASES if case.labels.ndim <= 4):
         right = golden.load()[case.name]
         unit = error_unit(case, dtype, right.value[0], right.grad[0])
+        x, off = of_dtype(case.given_logits, dtype), {}
         for engine in ENGINES:
-            x = case.given_logits.astype(dtype)
             value, grad = lalref.lal_value_and_grad(x, case.labels, engine=engine, **case.arguments)
-            off = in_units(value.astype(float), right.value, unit.value).max(initial=0)
+            off_value = in_units(value.astype(float), right.value, unit.value).max(initial=0)
             off_grad = in_units(grad.astype(float), right.grad, unit.grad).max(initial=0)
-            worst[engine] = max(worst[engine], off, off_grad)
-    assert 0 < worst["numba"] <= 2 * worst["array"]
-    assert worst["numba"] < 1
+            off[engine] = max(off_value, off_grad)
+        assert off["numba"] <= 2 * max(off["array"], 0.25), case.name
 
 
 def test_a_large_upstream_gradient_overflows_nowhere_on_the_way():
@@ -200,10 +198,10 @@ def test_the_engine_works_where_no_folder_may_be_written():
     program = (
         "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
         "from lalref.engines import loops_maps\n"
-        "import numpy as np; print(loops_maps.largest_of(np.array([1.0, 3.0, 2.0]), 0, 3))"
+        "import numpy as np; print(*loops_maps.power_sum(np.array([1.0, 3.0, 1.5]), np.empty(0), 1, 0, 3))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "3.0", done.stderr
+    assert done.stdout.split() == ["3.0", f"{5.5 / 3}"], done.stderr
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int32])

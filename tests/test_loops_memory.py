@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from samples import same_bits
 
-from lalref import LocallyAdaptiveLoss, lal_value_and_grad
+from lalref import LocallyAdaptiveLoss, inputs, lal_value_and_grad
 from lalref.bench.inputs import labels, logits
 from lalref.engines import loops, loops_threads
 
@@ -31,6 +31,43 @@ def test_memory_beside_the_gradient_is_a_tenth_of_it_for_19_classes(monkeypatch)
     assert value > 0
     assert peak < 1.1 * grad.nbytes
     assert peak_of_value < 0.1 * grad.nbytes
+
+
+def peak_of(call):
+    call()
+    tracemalloc.start()
+    result = call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return result, peak
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("kernel_size", [5, 31])
+def test_no_copy_of_the_logits_is_made(dtype, kernel_size, monkeypatch):
+    """Of 16-bit ones, worked out in float32, a band at a time; of a window's rows, those that it reaches."""
+    monkeypatch.setattr(loops_threads, "number_of_threads", lambda: 1)
+    x, y = logits((1, 19, 1024, 1024)).astype(dtype), labels("blobs", (1, 1024, 1024), 19)
+    loss = LocallyAdaptiveLoss(engine="numba", kernel_size=kernel_size)
+    (_, grad), peak = peak_of(lambda: loss.value_and_grad(x, y))
+    band = 19 * 1024 * 4 * 3 * (4 * 15 + 4 * 15)  # float32 rows of a band and those around, three times
+    assert peak < 1.25 * grad.nbytes + (band if dtype == "float16" else 0)
+
+
+@pytest.mark.parametrize("what", ["numbers", "classes", "ignored", "wrong"])
+def test_unchecked_labels_take_a_byte_too(what):
+    y = np.zeros((1, 512, 512), np.int64)
+    y[0, :9] = {"numbers": 0, "classes": 3, "ignored": 255, "wrong": -7}[what]
+    x = np.zeros((1, 4, 512, 512), np.float32)
+    loss = LocallyAdaptiveLoss(engine="numba", kernel_size=1, p=1, check=False)
+    problem, peak = peak_of(lambda: inputs.prepare(x, y, None, loss))
+    assert problem.labels[0, 0, 0] == {"numbers": 0, "classes": 3, "ignored": -1, "wrong": 4}[what]
+    assert problem.labels[0, 9:].max() == 0
+    assert problem.labels.dtype == np.int8
+    assert peak < 6 * y.size  # labels and windows a byte each; what is worked out by the cacheful
+    value, grad = loss.value_and_grad(x, y)
+    assert np.isnan(value) == (what == "wrong")
+    assert np.isnan(grad[0, :, 0]).all() == (what == "wrong")
 
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
+import numpy as np
 import pytest
 from samples import same_bits
 
@@ -31,14 +33,18 @@ def blobs(N=2, C=5, H=37, W=83):
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
 @pytest.mark.parametrize(("p", "kernel_size"), [(5.0, 5), (2.5, 5), (5.0, 31)])
-def test_the_number_of_threads_changes_no_bit(threads, space, p, kernel_size):
+@pytest.mark.parametrize(("dtype", "weighted"), [("float32", False), ("float64", True)])
+def test_the_number_of_threads_changes_no_bit(threads, space, p, kernel_size, dtype, weighted, monkeypatch):
+    monkeypatch.setattr(loops_stage3, "_BLOCK", 1 << 10)  # many sums to be put together
     x, y = blobs(H=150)
+    x = x.astype(dtype)
+    w = np.random.default_rng(3).random(y.shape) if weighted else None
     found = []
     for number in sorted({1, 2, numba.config.NUMBA_NUM_THREADS}):
         if number <= numba.config.NUMBA_NUM_THREADS:
             threads(number)
             options = {"space": space, "p": p, "kernel_size": kernel_size}
-            found.append(lal_value_and_grad(x, y, engine="numba", **options))
+            found.append(lal_value_and_grad(x, y, pixel_weight=w, engine="numba", **options))
     for value, grad in found[1:]:
         assert same_bits(value, found[0][0])
         assert same_bits(grad, found[0][1])
@@ -47,6 +53,7 @@ def test_the_number_of_threads_changes_no_bit(threads, space, p, kernel_size):
 @pytest.mark.parametrize("number", [1, 2, 4])
 @pytest.mark.parametrize("kernel_size", [5, 31])
 def test_the_tasks_may_be_done_by_any_number_of_workers_in_any_order(monkeypatch, number, kernel_size):
+    monkeypatch.setattr(loops_stage3, "_BLOCK", 1 << 10)
     x, y = blobs(H=500 if kernel_size == 31 else 150)  # bands are 4 radii high
     right = lal_value_and_grad(x, y, kernel_size=kernel_size, engine="numba")
     together = []
@@ -98,6 +105,34 @@ def test_as_many_threads_as_the_environment_says_and_none_of_numbas_are_started(
     told, active, layer, set_to = done.stdout.split()
     assert (told, layer, set_to) == (str(number), "none", "1")
     assert int(active) <= number
+
+
+def test_callers_that_share_their_work_out_are_together_on_no_more_threads_than_the_limit(monkeypatch):
+    """Four Python threads at once, each with a call for two threads."""
+    monkeypatch.setattr(loops_threads, "number_of_threads", lambda: 2)
+    at_work, most, lock, together = 0, 0, threading.Lock(), threading.Barrier(4)
+
+    def work(_):
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.002)
+        with lock:
+            at_work -= 1
+
+    def caller():
+        together.wait(60)
+        loops_threads.run(work, range(20))
+
+    with ThreadPoolExecutor(1) as pool:  # as `loops_threads` makes it for a limit of two
+        monkeypatch.setattr(loops_threads, "_pool", pool)
+        callers = [threading.Thread(target=caller) for _ in range(4)]
+        for each in callers:
+            each.start()
+        for each in callers:
+            each.join()
+    assert most == 2
 
 
 def test_several_python_threads_at_once_get_what_each_gets_alone():

@@ -52,7 +52,7 @@ def locally_adaptive_loss(
     axis_name : str or tuple of str, optional
         Inside jax.shard_map, with engine="array": the mesh axes over which the batch is cut. The value is then
         that of the whole batch, on every device, and the gradient the whole's with respect to this device's
-        logits.
+        logits: a first derivative backwards, and no other.
     **options
         As for `lalref.LocallyAdaptiveLoss`. With engine="array" labels can't be checked while tracing: pass
         check=False. By the callback they are, and a wrong one stops the run.
@@ -66,6 +66,8 @@ def locally_adaptive_loss(
     ------
     TypeError, ValueError
         As `lalref.lal_loss`; inside jax.jit, JAX wraps what the callback raises in an error of its own.
+    NotImplementedError
+        A second derivative with axis_name.
 
     Examples
     --------
@@ -195,19 +197,31 @@ def combine_over(axis_name: str | tuple[str, ...], parts: Parts) -> Parts:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _of_the_whole(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Array:
-    return combine_over(axis_name, loss.parts(x, y, pixel_weight=w)).value
+    return _total(loss, axis_name, x, y, w)[0]
 
 
 def _of_the_whole_fwd(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Any:
-    total = combine_over(axis_name, loss.parts(x, y, pixel_weight=w))
-    return total.value, (x, y, w, total.maximum, total.power_sum, total.weight, total.count)
+    value, numbers = _total(loss, axis_name, x, y, w)
+    return value, (x, y, w, numbers)
 
 
 def _of_the_whole_bwd(loss: Any, axis_name: Any, kept: Any, upstream: Array) -> Any:
-    x, y, w, maximum, power_sum, weight, count = kept
+    x, y, w, (maximum, power_sum, weight, count) = kept
     total = Parts(maximum, power_sum, weight, count, loss, _like(x).dtype.name)
     _, grad = loss.value_and_grad(x, y, pixel_weight=w, grad_output=upstream, total=total)
     return grad, None, None
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _total(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Any:
+    """The whole's value and the numbers of its parts."""
+    total = combine_over(axis_name, loss.parts(x, y, pixel_weight=w))
+    return total.value, (total.maximum, total.power_sum, total.weight, total.count)
+
+
+def _no_more(*_: Any) -> Any:
+    raise NotImplementedError("axis_name= gives first derivatives only: take second ones of the whole")
+
+
+_total.defjvp(_no_more)
 _of_the_whole.defvjp(_of_the_whole_fwd, _of_the_whole_bwd)

@@ -196,11 +196,10 @@ class _Value(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        x, y, w = ctx.saved_tensors
         grad, ctx.grad = ctx.grad, None  # given away: x.grad then is this memory, not a copy of it
         compiling = torch.compiler.is_compiling()
         if grad is None or (torch.is_grad_enabled() and not compiling):
-            return _Gradient.apply(x, y, w, *ctx.said, upstream), *(None,) * 4
+            return _Gradient.apply(*ctx.saved_tensors, *ctx.said, upstream), *(None,) * 4
         if compiling or upstream.device.type != "cpu" or upstream.item() != 1:  # a GPU is not waited for
             grad = grad * upstream
         return grad, *(None,) * 4

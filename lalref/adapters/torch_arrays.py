@@ -47,7 +47,7 @@ def call(what: str, spelt: str, *tensors: Tensor | None, total: Parts | None = N
 def on_engine(function: Callable[..., Any], spelt: str, *given: Any) -> list[Any]:
     """function(loss, *arrays) of the tensors' own memory, as tensors; of tensors themselves where torch works."""
     loss, device = loss_of(spelt), given[0].device
-    given = tuple(_each(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, a) for a in given)
+    given = tuple(_each(_detached, a) for a in given)
     if loss.engine == "array" or device.type not in ("cpu", "cuda"):
         return list(function(loss, *given))
     if device.type == "cpu":
@@ -66,12 +66,16 @@ def on_engine(function: Callable[..., Any], spelt: str, *given: Any) -> list[Any
         return [_each(torch.from_dlpack, found) for found in results]
 
 
+def _detached(a: Any) -> Any:
+    return a.detach() if isinstance(a, torch.Tensor) and a.requires_grad else a
+
+
 def _each(change: Callable[[Any], Any], thing: Any) -> Any:
     """change() of a tensor or an array, or of the numbers of Parts; anything else as it is."""
     if isinstance(thing, Parts):
         names = "maximum", "power_sum", "weight", "count"
         return dataclasses.replace(thing, **{name: change(getattr(thing, name)) for name in names})
-    return change(thing) if hasattr(thing, "shape") else thing
+    return change(thing) if hasattr(thing, "dtype") else thing
 
 
 torch.library.define("lalref::call", "(str what, str spelt, Tensor?[] given) -> Tensor[]")

@@ -45,14 +45,14 @@ _GROUPS = 8  # tasks of the way back, over all images
 
 def window_losses(logits: Array, labels: Array, valid: Array, options: Options) -> Array:
     """ell of every valid window, 0 elsewhere; (N, *grid) in the working dtype."""
-    with first_call(logits.dtype, "value"):
+    with first_call(logits.dtype, options.space, "value"):
         problem = Problem(logits, labels, valid, options)
         return problem.losses(None)[0]
 
 
 def window_losses_vjp(logits: Array, labels: Array, valid: Array, options: Options, g: Array) -> Array:
     """The gradient that the windows send back to the logits; (N, C, *S) in the dtype of the logits."""
-    with first_call(logits.dtype, "gradient"):
+    with first_call(logits.dtype, options.space, "gradient"):
         problem = Problem(logits, labels, valid, options)
         if problem.irregular:
             return problem.send_back_by_bands(g)
@@ -74,7 +74,7 @@ def value_and_grad(
 
     `omega` (N, *grid) float64, or None where every valid window weighs 1; `total` as at the front door.
     """
-    with first_call(logits.dtype, "gradient"):
+    with first_call(logits.dtype, options.space, "gradient"):
         problem = Problem(logits, labels, valid, options)
         z_bar = None if problem.irregular else problem.new_gradient()
         ell, log_u, log_pooled = problem.losses(z_bar)

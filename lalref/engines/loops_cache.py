@@ -55,30 +55,36 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def compile_seconds() -> dict[str, float]:
-    """How much processor time compiling took on this machine, by working dtype; empty before the first time."""
+    """How much processor time compiling took on this machine, by what `path_of` calls it; empty before the first."""
     found: dict[str, float] = {}
     for kind, seconds in _recorded().items():
-        dtype = kind.split()[0]
-        found[dtype] = round(found.get(dtype, 0.0) + seconds, 1)
+        path = kind.rpartition(" ")[0]
+        found[path] = round(found.get(path, 0.0) + seconds, 1)
     return found
 
 
+def path_of(logits_dtype: Any, space: str) -> str:
+    """What is compiled apart: "float32" (in which 16-bit logits are worked out too) or "float64", and probabilities."""
+    dtype = "float64" if logits_dtype == np.float64 else "float32"
+    return dtype if space == "logits" else f"{dtype} {space}"
+
+
 @contextlib.contextmanager
-def first_call(logits_dtype: Any, what: str) -> Iterator[None]:
-    """Around a call for the "value" or the "gradient": the first to compile for a dtype says so, and its time is kept.
+def first_call(logits_dtype: Any, space: str, what: str) -> Iterator[None]:
+    """Around a call for the "value" or the "gradient": the first to compile a path says so, and its time is kept.
 
     A gradient compiles what a value needs too; after a value it takes only the rest.
     """
-    dtype = "float64" if logits_dtype == np.float64 else "float32"  # which 16-bit logits work in, too
-    kind = f"{dtype} {what}"
+    path = path_of(logits_dtype, space)
+    kind = f"{path} {what}"
     if kind in _asked or _folder is None:
         yield
         return
     _asked.add(kind)
-    if {kind, f"{dtype} gradient"} & _recorded().keys():
+    if {kind, f"{path} gradient"} & _recorded().keys():
         yield
         return
-    told = f"lalref: compiling for {dtype}, once, about half a minute; kept in {_folder}"
+    told = f"lalref: compiling for {path}, once, about half a minute; kept in {_folder}"
     logging.getLogger("lalref").info(told)
     if sys.stderr is not None and sys.stderr.isatty():
         print(told, file=sys.stderr, flush=True)
@@ -91,7 +97,7 @@ def first_call(logits_dtype: Any, what: str) -> Iterator[None]:
 
 
 def _recorded() -> dict[str, float]:
-    """Seconds of the first calls, by dtype and what was asked for: "float32 gradient"."""
+    """Seconds of the first calls, by path and what was asked for: "float32 gradient"."""
     try:
         return dict(json.loads(_record().read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -28,10 +29,9 @@ class Geometry:
         least = np.finfo(self.dtype).minexp + 26
         self.unit = 2.0 ** max(0, least - low)
         scaled = (weight[: far + 1] * self.unit).astype(self.dtype)
-        self.window = _window([min(r, far) for r in radii], scaled)
-        self.counted = (
-            _window(radii, np.full(len(weight), self.unit, self.dtype)) if by_count else self.window
-        )
+        self.window = _window(tuple(min(r, far) for r in radii), scaled.tobytes(), self.dtype)
+        ones = np.full(len(weight), self.unit, self.dtype)
+        self.counted = _window(tuple(radii), ones.tobytes(), self.dtype) if by_count else self.window
         self.reach, self.planes = self.counted.reach, 2 * int(np.max(self.counted.row_a)) + 1
         self.most_classes = 2 if self.window.reach <= 3 else 4
 
@@ -108,7 +108,9 @@ class Geometry:
         run(work, tasks)
 
 
-def _window(radii: Sequence[int], weight: Array) -> Window:
+@functools.lru_cache(maxsize=64)
+def _window(radii: tuple[int, ...], weight_bytes: bytes, dtype: Any) -> Window:
+    weight = np.frombuffer(weight_bytes, dtype)
     ra, rb, rw = radii
     rows = sorted((max(abs(a), abs(b)), a, b) for a in range(-ra, ra + 1) for b in range(-rb, rb + 1))
     shell, row_a, row_b = np.array(rows, np.int64).T.copy()

@@ -1,7 +1,7 @@
 """Loops of stage 3, one number a window, at full speed.
 
-Stage 3 is defined in `lalref.minkowski`; here are its two loops for integer p and finite losses, in blocks whose
-sums are added up in order. No logits may come in.
+Stage 3 is defined in `lalref.minkowski`; here are its two loops for integer p and finite losses, in blocks that are
+put together in order. No logits may come in.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 
 from lalref.engines.loops_cache import compiled
 from lalref.engines.loops_lanes import LANES, fill, inner, load, round_like, select, store, widen
+
+LEAST = 1e-290  # 1 / LEAST is a number
 
 
 @inner
@@ -27,8 +29,12 @@ def _power(r, n):
 
 
 @compiled
-def largest_of(ell, start, stop):
-    """The largest of ell[start:stop], all >= 0; NaN if one is NaN."""
+def power_sum(ell, omega, n, start, stop):
+    """The largest of ell[start:stop], all >= 0, and the sum of omega (ell / largest)**n, in float64.
+
+    Both are NaN if an ell is. `omega` is empty where it is 1; a largest below `LEAST` is taken to be that.
+    """
+    lanes = np.zeros(2 * LANES)
     top = fill(ell, 0)
     good = top == top
     i = start
@@ -37,16 +43,13 @@ def largest_of(ell, start, stop):
         top = select(value > top, value, top)
         good = good & (value == value)
         i += LANES
-    lanes = np.zeros(2 * LANES)
     store(lanes, 0, widen(select(good, top, fill(ell, math.nan))))
     for j in range(i, stop):
         lanes[LANES + j - i] = ell[j]
-    return lanes.max()
-
-
-@compiled
-def power_sum(ell, omega, scale, n, start, stop):
-    """Sum of omega (scale ell)**n over start <= i < stop, in float64; omega is empty where it is 1."""
+    largest = lanes.max()
+    if largest < LEAST:
+        largest = LEAST
+    scale = 1 / largest
     total = fill(omega, 0)
     i = start
     while i + LANES <= stop:
@@ -55,7 +58,7 @@ def power_sum(ell, omega, scale, n, start, stop):
             term = term * load(omega, i)
         total = total + term
         i += LANES
-    lanes = np.zeros(2 * LANES)
+    lanes[LANES:] = 0
     store(lanes, 0, total)
     for j in range(i, stop):
         r = np.float64(ell[j]) * scale
@@ -63,7 +66,7 @@ def power_sum(ell, omega, scale, n, start, stop):
         for _ in range(n):
             term *= r
         lanes[LANES + j - i] = term * omega[j] if len(omega) > 0 else term
-    return lanes.sum()
+    return largest, lanes.sum()
 
 
 @compiled

@@ -85,6 +85,31 @@ def first_windows(n, image, y, valid, found):
             at += grid_w
 
 
+@compiled
+def typical_of_pixels(logits, n, kind, typical):
+    """typical[n, kind] = a margin typical of the pixels (pixels, C) that `n` and `kind` say; one after the other."""
+    margins = np.empty(_PIXELS)
+    known = 0  # of which the margin is a number, smallest first
+    for i in range(len(n)):
+        own, strongest = logits[i, kind[i]], -np.inf
+        for c in range(logits.shape[1]):
+            if c != kind[i] and strongest < logits[i, c] < np.inf:
+                strongest = logits[i, c]
+        margin = own - strongest
+        if margin - margin == 0:
+            j = known
+            while j > 0 and margins[j - 1] > margin:
+                margins[j] = margins[j - 1]
+                j -= 1
+            margins[j] = margin
+            known += 1
+        if i + 1 == len(n) or n[i] != n[i + 1] or kind[i] != kind[i + 1]:
+            if known > 0:
+                median = (margins[(known - 1) // 2] + margins[known // 2]) / 2
+                typical[n[i], kind[i]] = np.rint(min(max(median, -_MOST), _MOST) * _GRID) / _GRID
+            known = 0
+
+
 def typical_margins(x: Array, image: Image, y: Labels, valid: Array, working: Any) -> Array:
     """A margin typical of each class of each image, 0 where none is known or it is no class: (N, C + 1).
 
@@ -99,17 +124,5 @@ def typical_margins(x: Array, image: Image, y: Labels, valid: Array, working: An
         first_windows(image_n, image, y, valid, found[image_n])
     n, kind, i = np.nonzero(found >= 0)
     a, b, w = np.unravel_index(found[n, kind, i], x.shape[2:])
-    logits = x[n, :, a, b, w].astype(np.float64)  # (pixels, C)
-    own = logits[np.arange(len(n)), kind]
-    logits[np.arange(len(n)), kind] = -np.inf
-    strongest = np.where(np.isfinite(logits), logits, -np.inf).max(1)
-    margins = np.full((N, C, _PIXELS), np.nan)
-    good = np.isfinite(own) & np.isfinite(strongest)
-    margins[n[good], kind[good], i[good]] = (own - strongest)[good]
-    known = np.isfinite(margins).sum(2)
-    margins = np.sort(margins, axis=2)  # NaN comes last
-    middle = np.stack([np.maximum(known - 1, 0) // 2, known // 2], axis=2)
-    median = np.take_along_axis(margins, middle, axis=2).mean(axis=2)
-    median = np.clip(np.where(known > 0, median, 0.0), -_MOST, _MOST)
-    typical[:, :C] = np.round(median * _GRID) / _GRID
+    typical_of_pixels(x[n, :, a, b, w].astype(np.float64), n, kind, typical)
     return typical

@@ -1,6 +1,6 @@
 """Stage 3 at the speed of the kernels: `lalref.minkowski` for integer p and losses that are numbers, else that itself.
 
-Sums are taken in blocks and added in their order, so the number of threads changes nothing.
+Sums are taken in blocks and put together in their order, so the number of threads changes nothing.
 """
 
 from __future__ import annotations
@@ -20,27 +20,33 @@ from lalref.options import Options
 
 Array = Any
 
-_SUM_BLOCK = 1 << 18
+_BLOCK = 1 << 18  # losses that one thread sums up sooner than a second one wakes
 
 
 def _integer_power(options: Options, maximum: float) -> bool:
-    return options.p == int(min(options.p, 1024)) and 1e-290 < maximum < math.inf
+    return options.p == int(min(options.p, 1024)) and maps.LEAST < maximum < math.inf
 
 
 def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) -> Parts:
     """`minkowski.parts`, by the loops of `loops_maps` where p is an integer and every loss a number."""
-    flat = flat_view(ell)
-    blocks = [(i, min(i + _SUM_BLOCK, flat.size)) for i in range(0, flat.size, _SUM_BLOCK)]
-    tops = _gather(lambda block: maps.largest_of(flat, *block), blocks)
-    maximum = float(np.max(tops)) if blocks else 0.0
-    weight = np.float64(np.count_nonzero(valid)) if omega is None else np.sum(omega)
+    count = np.int64(np.count_nonzero(valid))
+    weight = np.float64(count) if omega is None else np.sum(omega)
+    flat, w = flat_view(ell), flat_view(omega) if omega is not None else flat_view(np.empty(0))
+    blocks = _blocks(flat.size)
+    found = np.zeros(
+        (2, len(blocks))
+    )  # of each block its largest loss, and the sum of powers relative to that
+
+    def work(i: int) -> None:
+        found[:, i] = maps.power_sum(flat, w, int(min(options.p, 1024)), *blocks[i])
+
+    run(work, range(len(blocks)))
+    maximum = float(np.max(found[0], initial=0.0))
     if not _integer_power(options, maximum) or not weight < math.inf:
         weights = omega if omega is not None else valid.astype(np.float64)
         return minkowski.parts(ell, weights, valid, options)
-    w = flat_view(omega) if omega is not None else flat_view(np.empty(0))
-    sums = _gather(lambda block: maps.power_sum(flat, w, 1 / maximum, int(options.p), *block), blocks)
-    count = np.count_nonzero(valid)
-    return Parts(np.float64(maximum), np.sum(sums), weight, np.int64(count), options, ell.dtype.name)
+    S = np.sum(found[1] * (found[0] / maximum) ** options.p)
+    return Parts(np.float64(maximum), S, weight, count, options, ell.dtype.name)
 
 
 def shares(
@@ -60,17 +66,12 @@ def shares(
     g = ell if over_ell else np.empty_like(ell)
     flat, to = ell.reshape(-1), g.reshape(-1)
     w = flat_view(omega) if omega is not None else flat_view(np.empty(0))
-    blocks = [(i, min(i + _SUM_BLOCK, flat.size)) for i in range(0, flat.size, _SUM_BLOCK)]
-    run(lambda block: maps.write_shares(flat, w, 1 / maximum, int(p) - 1, factor, *block, to), blocks)
+    run(
+        lambda block: maps.write_shares(flat, w, 1 / maximum, int(p) - 1, factor, *block, to),
+        _blocks(flat.size),
+    )
     return g
 
 
-def _gather(function: Any, blocks: Sequence[tuple[int, int]]) -> Array:
-    """function(block) of every block, in order; float64 (blocks,)."""
-    found = np.zeros(len(blocks))
-
-    def work(i: int) -> None:
-        found[i] = function(blocks[i])
-
-    run(work, range(len(blocks)))
-    return found
+def _blocks(size: int) -> Sequence[tuple[int, int]]:
+    return [(i, min(i + _BLOCK, size)) for i in range(0, size, _BLOCK)]

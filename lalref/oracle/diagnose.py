@@ -142,7 +142,8 @@ def _named(
         or [finding(name, off) for name, off in dict(sighted(core, seen)).items()]
         or _fitted(core, wrong)
     )
-    if found:
+    # zeros come about in too many ways to be evidence of two mistakes
+    if found or not any(each.answer.value.any() or each.answer.grad.any() for each in wrong):
         return found
     values_wrong = any(each.value_wrong for each in wrong)
     pairs = _held(mixed(core, wrong), core, wrong, ask)

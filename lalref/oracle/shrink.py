@@ -31,7 +31,18 @@ SECONDS = 5.0  # after which the smallest so far has to do
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shrunk:
-    """A small failing case, and the code that shows it."""
+    """A small failing case, and the code that shows it.
+
+    Attributes
+    ----------
+    case : Case
+    right : Golden
+        Its right answer, as `lalref golden` keeps them: `value`, `grad`, and what each is off by at most.
+    dtype : str
+        That in which the subject fails.
+    code : str
+        A program of NumPy and the subject's framework that makes the case, asks the subject and compares.
+    """
 
     case: Case
     right: Golden

@@ -23,13 +23,23 @@ TRIED = 4  # wrong cases whose loss is differenced
 def whereabouts(core: Sequence[Observed]) -> str:
     """Say in which stage the first difference is, with what options, and where it is smallest."""
     wrong = [each for each in core if each.wrong]
-    told = [_stage(core), _switch(core)]
+    told = [*_alike(wrong), _stage(core), _switch(core)]
     smallest = min(wrong, key=lambda e: (e.case.logits.size, len(e.case.asks_for())))
     options = "".join(f", {k}={v!r}" for k, v in smallest.case.options.items())
     what = "value" if smallest.value_wrong else "gradient"
     shape = " by ".join(map(str, smallest.case.logits.shape))
     told.append(f'The smallest case with a wrong {what} is "{smallest.case.name}" (logits {shape}{options}).')
     return " ".join(part for part in told if part)
+
+
+def _alike(wrong: Sequence[Observed]) -> list[str]:
+    """What is the same number in every wrong answer, as of a function that is not written yet."""
+    told = []
+    for what, name in (("value", "value"), ("grad", "gradient")):
+        numbers = [getattr(e.answer, what).ravel() for e in wrong if getattr(e, f"{what}_wrong")]
+        if len(numbers) > 1 and (one := np.unique(np.concatenate(numbers))).size == 1:
+            told.append(f"Every wrong {name} is {one[0]:g}.")
+    return told
 
 
 def _stage(core: Sequence[Observed]) -> str:

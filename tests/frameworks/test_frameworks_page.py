@@ -14,8 +14,8 @@ pytest.importorskip("dask")
 
 @pytest.mark.parametrize("page", ["frameworks.md", "howto/shard.md", "howto/lower-resolution.md"])
 def test_where_the_frameworks_are_no_block_is_left_out(page):
-    """tests/test_documents.py, which runs them, leaves out what lacks a library."""
-    found = blocks(ROOT / "docs" / page)
+    """tests/test_documents.py, which runs them, leaves out what lacks a library, or Pascal VOC."""
+    found = [block for block in blocks(ROOT / "docs" / page) if "examples/train_voc.py" not in block.text]
     assert found
     assert [block.line for block in found if lacking(block) or "not run" in block.said] == []
 

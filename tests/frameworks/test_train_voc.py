@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from voc_folder import SCRIPT, SIZES, SMALL
 pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
-MODELS = str(SCRIPT.parents[1] / "experiments" / "digits" / "models.py")
+ROOT = SCRIPT.parents[1]
+MODELS = str(ROOT / "experiments" / "digits" / "models.py")
 
 
 @pytest.mark.parametrize("loss", ["locally-adaptive", "cross-entropy"])
@@ -63,6 +65,25 @@ def test_a_killed_run_goes_on_to_the_same_end(command, voc, tmp_path):
     assert "going on after step" in said
     assert resumed["losses"] == uninterrupted["losses"]
     assert resumed["miou"] == uninterrupted["miou"]
+
+
+def test_a_run_goes_on_where_the_clone_was_moved(command, voc, tmp_path):
+    assert command("--steps", "2")[2]["options"]["model"] == "small-unet"
+    moved = tmp_path / "moved"
+    for folder in ("examples", "experiments/digits"):
+        shutil.copytree(
+            ROOT / folder, moved / folder, ignore=shutil.ignore_patterns("__pycache__", "results")
+        )
+    script = moved / "examples" / SCRIPT.name
+    done = subprocess.run(
+        [sys.executable, script, voc, "--out", tmp_path / "out", *SMALL, "--steps", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on after step 2 of 2" in done.stdout
 
 
 @pytest.mark.parametrize("dropout", [False, True])
