@@ -4,7 +4,9 @@
 
 The report holds the sha256 of every kernel file, so that a test can say when it no longer belongs to the
 kernels. Contestants run in one stream, on several input sets in turn so that no cache keeps one, timed by
-CUDA events. One that fails is named with its error, and the others go on.
+CUDA events. Before one is timed its answer is compared: lalref's with the array engine's, the others' with
+lalref's. One that fails or is wrong is named with its error, and the others go on. Where that is lalref itself
+or the copy, what was measured is kept, but is no report.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +33,9 @@ SHAPES = ((8, 21, 513, 513), (16, 19, 1024, 1024))
 QUICK = ((2, 21, 321, 321),)
 WINDOWS = (3, 5, 7, 15, 31)
 LARGEST_TORCH_WINDOW = {"torch shift and mask": 7, "torch shift and mask, compiled": 5}
+NEEDED = {"copy", "lalref cuda"}
 MOST_UNITS = 2  # of error, (20)
+MOST_OFF = 1e-4  # relative to the largest entry, of value and gradient at the shape that is timed, in float32
 INPUT_SETS, WARM_UP, ROUNDS = 3, 3, 25
 
 
@@ -124,8 +128,15 @@ def milliseconds(call: Callable[[int], object], rounds: int) -> list[float]:
     return times
 
 
-def contestants(shape: tuple[int, int, int, int], kernel_size: int) -> dict[str, Callable[[int], object]]:
-    """Return what is timed, by name; each takes the number of an input set."""
+class Contestant(NamedTuple):
+    """What is timed, and what its answer has to be: value and gradient, each by the number of an input set."""
+
+    call: Callable[[int], tuple[Any, Any]]
+    right: Callable[[int], tuple[Any, Any]]
+
+
+def contestants(shape: tuple[int, int, int, int], kernel_size: int) -> dict[str, Contestant]:
+    """Return what is timed, by name."""
     import cupy
 
     from lalref import LocallyAdaptiveLoss
@@ -137,10 +148,19 @@ def contestants(shape: tuple[int, int, int, int], kernel_size: int) -> dict[str,
     x = [cupy.asarray(np.roll(logits, shift, axis=2)) for shift in shifts]
     y = [cupy.asarray(np.roll(labels, shift, axis=1)) for shift in shifts]
     copies = cupy.empty_like(x[0])
-    loss = LocallyAdaptiveLoss(kernel_size=kernel_size, engine="cuda")
-    found: dict[str, Callable[[int], object]] = {
-        "copy": lambda i: cupy.copyto(copies, x[i]),  # reads and writes N·C·H·W·4 bytes
-        "lalref cuda": lambda i: loss.value_and_grad(x[i], y[i]),
+
+    def lal(engine: str, **options: Any) -> Callable[[int], tuple[Any, Any]]:
+        loss = LocallyAdaptiveLoss(engine=engine, **options)
+        return lambda i: loss.value_and_grad(x[i], y[i])
+
+    def copy(i: int) -> tuple[Any, Any]:
+        cupy.copyto(copies, x[i])  # reads and writes N·C·H·W·4 bytes
+        return copies, copies
+
+    ours = lal("cuda", kernel_size=kernel_size)
+    found = {
+        "copy": Contestant(copy, lambda i: (x[i], x[i])),
+        "lalref cuda": Contestant(ours, lal("array", kernel_size=kernel_size)),
     }
     if no_torch():
         return found
@@ -153,72 +173,90 @@ def contestants(shape: tuple[int, int, int, int], kernel_size: int) -> dict[str,
     leaves = [torch.from_dlpack(each) for each in x]
     classes = [torch.from_dlpack(each).long() for each in y]
 
-    def both(function: Callable[[Any, Any], Any]) -> Callable[[int], object]:
-        def call(i: int) -> object:
+    def both(function: Callable[[Any, Any], Any]) -> Callable[[int], tuple[Any, Any]]:
+        def call(i: int) -> tuple[Any, Any]:
             leaf = leaves[i].detach().requires_grad_()
             value = function(leaf, classes[i])
             value.backward()
-            return value, leaf.grad
+            return value.detach(), leaf.grad
 
         return call
 
-    found["torch cross_entropy"] = both(lambda x, y: cross_entropy(x, y, ignore_index=VOID))
+    plain = both(lambda x, y: cross_entropy(x, y, ignore_index=VOID))
+    found["torch cross_entropy"] = Contestant(plain, lal("cuda", kernel_size=1, p=1))
     shift = _torch_shift(kernel_size)
     if kernel_size <= LARGEST_TORCH_WINDOW["torch shift and mask"]:
-        found["torch shift and mask"] = both(shift)
+        found["torch shift and mask"] = Contestant(both(shift), ours)
     if kernel_size <= LARGEST_TORCH_WINDOW["torch shift and mask, compiled"]:
         torch.compiler.reset()  # else what other windows compiled counts against a limit
-        found["torch shift and mask, compiled"] = both(torch.compile(shift, dynamic=False))
+        compiled = both(torch.compile(shift, dynamic=False))
+        found["torch shift and mask, compiled"] = Contestant(compiled, ours)
     return found
+
+
+def check(contestant: Contestant) -> None:
+    """Hold a contestant's answer for the first input set to the right one.
+
+    Raises
+    ------
+    ValueError
+        Its value or its gradient is off by more than `MOST_OFF`.
+    """
+    import cupy
+
+    answers = zip(("value", "gradient"), contestant.call(0), contestant.right(0), strict=True)
+    for what, found, right in answers:
+        found, right = cupy.from_dlpack(found), cupy.from_dlpack(right)
+        off, largest = (float(cupy.max(cupy.abs(each))) for each in (found - right, right))
+        if not off <= MOST_OFF * largest:
+            raise ValueError(f"its {what} is off by {off:.1e}, of {largest:.1e} at most: it is not timed")
 
 
 def measure(
     shapes: Sequence[tuple[int, int, int, int]], windows: Sequence[int], rounds: int
 ) -> list[dict[str, Any]]:
-    """Time every contestant on every shape and window; medians in milliseconds, and what they come to."""
+    """Check and time every contestant on every shape and window; medians in milliseconds, and what they come to."""
     results = []
     for shape in shapes:
         smallest = None  # window, the first of `windows`: its time
         for kernel_size in windows:
             medians, failures = {}, {}
-            for name, call in contestants(shape, kernel_size).items():
+            for name, contestant in contestants(shape, kernel_size).items():
                 try:
-                    medians[name] = statistics.median(milliseconds(call, rounds))
+                    check(contestant)
+                    medians[name] = statistics.median(milliseconds(contestant.call, rounds))
                 except Exception as error:  # too little memory, say: the others are still worth their time
                     failures[name] = f"{type(error).__name__}: {error}"
                     print(f"{shape}, {kernel_size}: {name} failed: {failures[name]}", file=sys.stderr)
-            if not {"copy", "lalref cuda"} <= medians.keys():
-                results.append(
-                    {
-                        "shape": shape,
-                        "kernel_size": kernel_size,
-                        "milliseconds": medians,
-                        "failures": failures,
-                    }
-                )
+            result = {
+                "shape": shape,
+                "kernel_size": kernel_size,
+                "milliseconds": medians,
+                "failures": failures,
+            }
+            results.append(result)
+            if not medians.keys() >= NEEDED:
                 continue
             ours = medians["lalref cuda"]
             if kernel_size == windows[0]:
                 smallest = ours
-            of_torch = [
-                time for name, time in medians.items() if name.startswith("torch shift")
-            ]  # this loss, as torch does it
-            results.append(
-                {
-                    "shape": shape,
-                    "kernel_size": kernel_size,
-                    "milliseconds": medians,
-                    "failures": failures,
-                    # a copy moves 2 · N·C·H·W · 4 bytes; the goals are stated in 3 of them
-                    "of moving three times the logits": ours / (1.5 * medians["copy"]),
-                    "of cross_entropy": ours / medians["torch cross_entropy"]
-                    if "torch cross_entropy" in medians
-                    else None,
-                    "faster than the best torch": min(of_torch) / ours if of_torch else None,
-                    f"of {windows[0]} x {windows[0]}": ours / smallest if smallest else None,
-                }
-            )
+            plain = medians.get("torch cross_entropy")
+            of_torch = [time for name, time in medians.items() if name.startswith("torch shift")]  # this loss
+            # a copy moves 2 · N·C·H·W · 4 bytes; the goals are stated in 3 of them
+            result["of moving three times the logits"] = ours / (1.5 * medians["copy"])
+            result["of cross_entropy"] = ours / plain if plain else None
+            result["faster than the best torch"] = min(of_torch) / ours if of_torch else None
+            result[f"of {windows[0]} x {windows[0]}"] = ours / smallest if smallest else None
     return results
+
+
+def lost(report: dict[str, Any]) -> list[str]:
+    """Return what keeps measured times from being a report: the settings without lalref's time or the copy's."""
+    return [
+        f"{each['shape']}, {each['kernel_size']}: {name}"
+        for each in report["times"]
+        for name in sorted(NEEDED - each["milliseconds"].keys())
+    ]
 
 
 def driver() -> str | None:
@@ -232,7 +270,7 @@ def driver() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write the report; 1 where a result is wrong, 3 where there is no GPU."""
+    """Measure, print and write the report; 1 where a result is wrong or missing, 3 where there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m lalref.bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--report", type=Path, default=REPORT, help="where to write (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one small batch; writes no report")
@@ -260,13 +298,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "accuracy in error units": errors,
         "times": [],
     }
+    partial = options.report.with_suffix(".partial.json")
     for shape in QUICK if options.quick else SHAPES:
         report["times"] += measure([shape], WINDOWS[:2] if options.quick else WINDOWS, ROUNDS)
         text = json.dumps(report, indent=1) + "\n"
         if not options.quick:  # after each shape: a later one may fail
-            options.report.parent.mkdir(parents=True, exist_ok=True)
-            options.report.write_text(text, encoding="utf-8")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
     print(text)
+    if without := lost(report):
+        kept = "" if options.quick else f"; what was measured is in {partial}"
+        print(f"no report, for these have no time: {'; '.join(without)}{kept}", file=sys.stderr)
+        return 1
+    if not options.quick:
+        partial.replace(options.report)
     return 0
 
 

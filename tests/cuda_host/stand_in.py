@@ -274,6 +274,10 @@ def cupy_of(wall: Wall, clock: list[float]) -> types.ModuleType:
     cupy.__version__ = "a stand-in"
     cupy.ndarray = type("ndarray", (), {})  # array_api_compat asks whose array something is
     cupy.asarray, cupy.ones, cupy.empty_like = wall.asarray, wall.ones, wall.empty_like
+    cupy.abs, cupy.max = wall.abs, wall.max
+    cupy.from_dlpack = lambda array: (
+        array if isinstance(array, Array) else wall.asarray(np.from_dlpack(array))
+    )
     cupy.copyto, cupy.RawKernel = copyto, raw_kernel
     properties = {"name": b"no GPU: the kernels on the CPU", "major": 0, "minor": 0}
     cupy.cuda = types.SimpleNamespace(

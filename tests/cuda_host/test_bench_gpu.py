@@ -5,6 +5,7 @@ No time that comes out of here is one of a GPU, and the report says so itself: i
 
 import json
 import os
+import re
 
 import pytest
 
@@ -41,6 +42,7 @@ def test_it_checks_then_times_and_writes_down_what_on(small, tmp_path, capsys, m
     assert report["cupy"] == "a stand-in"
     assert report["driver"] == "570.86.15"
     assert gpu.changed(path) == []
+    assert list(path.parent.iterdir()) == [path]
     assert set(report["accuracy in error units"]) == set(gpu.kernels.TYPES)
     assert 0 < max(report["accuracy in error units"].values()) <= gpu.MOST_UNITS
     assert [(tuple(each["shape"]), each["kernel_size"]) for each in report["times"]] == [
@@ -59,24 +61,75 @@ def test_the_input_sets_hold_different_logits_and_labels(monkeypatch):
     given = []
     monkeypatch.setattr(LocallyAdaptiveLoss, "value_and_grad", lambda self, x, y: given.append((x, y)))
     with as_if_on_a_gpu():
-        call = gpu.contestants(SHAPE, 3)["lalref cuda"]
+        call = gpu.contestants(SHAPE, 3)["lalref cuda"].call
         for i in range(gpu.INPUT_SETS):
             call(i)
     for k in range(2):
         assert len({arrays[k].get().tobytes() for arrays in given}) == gpu.INPUT_SETS
 
 
-def test_a_contestant_that_fails_is_told_and_the_others_are_timed(monkeypatch, capsys):
-    def fails(i):
-        raise MemoryError("no room")
+def fails(i):
+    raise MemoryError("no room")
 
+
+def altered(name, **how):
+    """`gpu.contestants`, one of which is another."""
+    contestants = gpu.contestants
+
+    def found(shape, kernel_size):
+        found = contestants(shape, kernel_size)
+        return found | {name: found.get(name, found["lalref cuda"])._replace(**how)}
+
+    return found
+
+
+def test_a_contestant_that_fails_is_told_and_the_others_are_timed(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "contestants", altered("torch shift and mask", call=fails))
     with as_if_on_a_gpu():
-        found = gpu.contestants(SHAPE, 3) | {"torch shift and mask": fails}
-        monkeypatch.setattr(gpu, "contestants", lambda shape, kernel_size: found)
         (result,) = gpu.measure((SHAPE,), (3,), 2)
     assert result["failures"] == {"torch shift and mask": "MemoryError: no room"}
     assert set(result["milliseconds"]) == {"copy", "lalref cuda"}
     assert "no room" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(gpu.NEEDED))
+@pytest.mark.parametrize("which", [0, 1], ids=["value", "gradient"])
+def test_nobody_is_timed_whose_answer_at_that_shape_is_wrong(name, which, monkeypatch):
+    call = None
+
+    def slightly_wrong(i):
+        answer = list(call(i))
+        answer[which] = answer[which] * 1.001
+        return tuple(answer)
+
+    with as_if_on_a_gpu():
+        call = gpu.contestants(SHAPE, 3)[name].call
+        monkeypatch.setattr(gpu, "contestants", altered(name, call=slightly_wrong))
+        (result,) = gpu.measure((SHAPE,), (3,), 2)
+    assert set(result["milliseconds"]) == gpu.NEEDED - {name}
+    assert re.match(
+        rf"ValueError: its {('value', 'gradient')[which]} is off by \S+, of", result["failures"][name]
+    )
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
+@pytest.mark.parametrize("name", sorted(gpu.NEEDED))
+def test_without_times_of_lalref_and_of_the_copy_there_is_no_report(
+    small, name, quick, monkeypatch, tmp_path, capsys
+):
+    report = tmp_path / "gpu.json"
+    report.write_text("measured before")
+    monkeypatch.setattr(gpu, "contestants", altered(name, call=fails))
+    with as_if_on_a_gpu():
+        assert gpu.main(["--report", str(report), *["--quick"] * quick]) == 1
+    said = capsys.readouterr().err
+    assert f"no report, for these have no time: {SHAPE}, 3: {name}; {SHAPE}, 5: {name}" in said
+    assert report.read_text() == "measured before"
+    partial = tmp_path / "gpu.partial.json"
+    assert partial.exists() == (str(partial) in said) == (not quick)
+    if not quick:
+        other = (gpu.NEEDED - {name}).pop()
+        assert all(set(each["milliseconds"]) == {other} for each in json.loads(partial.read_text())["times"])
 
 
 def test_without_nvidia_smi_no_driver_is_named(monkeypatch, tmp_path):
@@ -128,12 +181,13 @@ def test_what_the_times_come_to(monkeypatch):
         def contestants(shape, kernel_size):
             slower = kernel_size / 3  # every one of them
             return {
-                name: lambda i, time=time: spend(time * slower)
+                name: gpu.Contestant(lambda i, time=time: spend(time * slower), fails)
                 for name, time in each_takes.items()
                 if kernel_size == 3 or "torch shift" not in name
             }
 
         monkeypatch.setattr(gpu, "contestants", contestants)
+        monkeypatch.setattr(gpu, "check", lambda contestant: None)
         small, large = gpu.measure([SHAPE], (3, 6), 3)
     assert small["milliseconds"] == each_takes
     assert small["of moving three times the logits"] == pytest.approx(5 / 3)
