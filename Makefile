@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 VENV_FRAMEWORKS := .venv-frameworks
 VENV_CUDA := .venv-cuda
-VENV_GPU := .venv-gpu
+VENV_GPU = .venv-gpu-cuda$(CUDA)
 VENV_NOTEBOOKS := .venv-notebooks
 VENV_DOCS := .venv-docs
 CUDA ?= 12
@@ -44,6 +44,9 @@ nightly: $(VENV)/ready $(VENV_FRAMEWORKS)/ready ## what takes longer: golden val
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.score
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m blind_ports.described.score
 	PYTHONPATH=.:tests $(VENV_FRAMEWORKS)/bin/python -m oracle_figures units cost files
+	@command -v g++ > /dev/null || { echo "skipped: the kernels in more orders of threads need g++, and there is none here"; exit 0; }; \
+	$(MAKE_COMMAND) --no-print-directory $(VENV_CUDA)/ready && \
+	LALREF_NIGHTLY=1 $(VENV_CUDA)/bin/python -m pytest -n 2 tests/cuda_host/test_orders.py tests/cuda_host/test_stage3.py
 
 bench: $(VENV_FRAMEWORKS)/ready ## time the engines beside PyTorch and JAX, each checked first; QUICK=--quick for a first look (6 min; the same 3.4 GB)
 	@mkdir -p out
@@ -77,7 +80,7 @@ format: $(VENV)/ready ## put the code into the format that lint asks for
 	$(VENV)/bin/ruff format .
 
 clean: ## remove the environments and everything that was made
-	rm -rf $(VENV) $(VENV_FRAMEWORKS) $(VENV_CUDA) $(VENV_GPU) $(VENV_NOTEBOOKS) $(VENV_DOCS) out docs/_build docs/notebooks build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_FRAMEWORKS) $(VENV_CUDA) .venv-gpu* $(VENV_NOTEBOOKS) $(VENV_DOCS) out docs/_build docs/notebooks build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # An environment that was made by another Python than PYTHON=... names is made again.
 by-python = $(shell "$(1)" -c 'import sys; print(sys.base_exec_prefix.replace(" ", "_"), sys.version.split()[0], sep="=")' 2> /dev/null)

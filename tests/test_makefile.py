@@ -23,10 +23,12 @@ def dry_run(tmp_path):
     (bin_ / "python").symlink_to(Path(sys.executable).resolve())
     (tmp_path / ".venv" / "ready").touch()
 
-    def dry_run(*arguments, **variables):
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MAKEFLAGS")} | variables
+    def dry_run(*arguments, target="test", **variables):
+        environment = {
+            k: v for k, v in os.environ.items() if k not in ("PYTHON", "CUDA", "MAKEFLAGS")
+        } | variables
         return subprocess.run(
-            ["make", "-n", "test", *arguments],
+            ["make", "-n", target, *arguments],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -54,3 +56,14 @@ def test_another_python_makes_the_environment_again(dry_run, another_python):
     assert "-m venv --clear .venv" in dry_run(
         "PYTHON=/no/such/python"
     )  # and then the recipe says what is missing
+
+
+def test_each_cuda_version_has_an_environment_of_its_own(dry_run, tmp_path):
+    (tmp_path / ".venv-gpu-cuda12").mkdir()
+    (tmp_path / ".venv-gpu-cuda12" / "ready").touch()
+    assert "-m venv" not in dry_run(target="test-gpu")
+    other = dry_run("CUDA=13", target="test-gpu")
+    assert "-m venv .venv-gpu-cuda13" in other
+    assert ".[cuda13,torch]" in other
+    assert ".venv-gpu-cuda13/bin/python -m pytest tests/gpu" in other
+    assert other == dry_run(target="test-gpu", CUDA="13")

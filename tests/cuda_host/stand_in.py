@@ -133,7 +133,7 @@ class Wall:
     """The array-API namespace of `Array`: NumPy's, with `waits`, how often a number was asked for.
 
     `most_held` is the most memory that there was at any time and `sizes` every piece of it, `moved` how much the
-    operations read and wrote, both in bytes and beside what kernels do. `busy` is true from when a kernel that takes
+    `operations` read and wrote, all in bytes and beside what kernels do. `busy` is true from when a kernel that takes
     its time is launched until somebody waits. The last of `entered` is the current device's number, and what is on
     another can't be worked with.
     """
@@ -144,7 +144,7 @@ class Wall:
         self.waits, self.busy = 0, False
         self.entered = [0]
         self.owners: dict[int, int] = {}  # bytes of memory that is held, by who holds it
-        self.most_held = self.moved = 0
+        self.most_held = self.moved = self.operations = 0
         self.sizes: list[int] = []
 
     def hold(self, numbers: np.ndarray) -> None:
@@ -164,6 +164,7 @@ class Wall:
         arrays = [a for a in operands if isinstance(a, np.ndarray)]
         if not any(np.may_share_memory(a, result) for a in arrays):
             self.moved += result.nbytes + sum(a.nbytes for a in arrays)
+            self.operations += 1
 
     def inside(self, value: Any) -> Any:
         """`value` with what is behind the wall taken out from there; nothing waits."""
