@@ -201,8 +201,8 @@ def test_another_loss_is_told_so_in_a_verdict_and_its_json():
 
 def test_the_first_stage_that_differs_is_told():
     assert "All values are right: the mistake is in the backward." in summary(ClippedGradient)
-    assert "stage 3, Minkowski pooling" not in summary(QuadraticExtra)
-    assert "stage 2, cross-entropy" in summary(QuadraticExtra)
+    assert "stage 3, Minkowski pooling" not in summary(QuadraticExtra, ask=True)
+    assert "stage 2, cross-entropy" in summary(QuadraticExtra, ask=True)
     assert '"one-pixel" (logits 1 by 3 by 1 by 1)' in summary(QuadraticExtra)
 
     class OffWithSmoothing(Textbook):

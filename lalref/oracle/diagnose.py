@@ -107,7 +107,7 @@ def diagnose(
     if not wrong:
         return Diagnosis([], "")
     consistent = None if ask is None else consistency(core, ask)
-    parts = [whose(core, consistent), whereabouts(core)]
+    parts = [whose(core, consistent), whereabouts(core, ask)]
     unknown = "No mistake of the catalogue, and no pair of them, has these numbers."
     return Diagnosis([], " ".join(part for part in (unknown, *parts) if part), consistent)
 

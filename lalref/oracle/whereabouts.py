@@ -6,13 +6,13 @@ Whether a gradient at least belongs to its own loss is told here too. No mistake
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from lalref.oracle.call import Answer
 from lalref.oracle.case import OPTIONS, Case
 from lalref.oracle.differences import direction
+from lalref.oracle.isolate import Ask, first_stage
 from lalref.oracle.suspects import Observed
 
 STEPS = (1e-3, 5e-4)  # of the central differences, extrapolated
@@ -20,10 +20,10 @@ CONSISTENT = 1e-4  # relative: a gradient this near to differences of its loss b
 TRIED = 4  # wrong cases whose loss is differenced
 
 
-def whereabouts(core: Sequence[Observed]) -> str:
-    """Say in which stage the first difference is, with what options, and where it is smallest."""
+def whereabouts(core: Sequence[Observed], ask: Ask | None) -> str:
+    """Say with what option it is wrong, or in which stage the first difference is, and where it is smallest."""
     wrong = [each for each in core if each.wrong]
-    told = [*_alike(wrong), _stage(core), _switch(core)]
+    told = [*_alike(wrong), _half(core), _switch(core) or first_stage(core, ask)]
     smallest = min(wrong, key=lambda e: (e.case.logits.size, len(e.case.asks_for())))
     options = "".join(f", {k}={v!r}" for k, v in smallest.case.options.items())
     what = "value" if smallest.value_wrong else "gradient"
@@ -42,50 +42,26 @@ def _alike(wrong: Sequence[Observed]) -> list[str]:
     return told
 
 
-def _stage(core: Sequence[Observed]) -> str:
-    """The first stage in which answers differ, from cases that leave others out."""
-
-    def judged(keep: Callable[[Observed], bool]) -> bool | None:
-        """Whether all such answers are right; None if there are none."""
-        some = [each for each in core if each.case.stages and keep(each)]
-        return all(not each.wrong for each in some) if some else None
-
+def _half(core: Sequence[Observed]) -> str:
+    """Whether all values or all gradients are right."""
     if not any(each.value_wrong for each in core):
-        lead = "All values are right: the mistake is in the backward."
-    elif not any(each.grad_wrong for each in core):
-        lead = "All gradients are right: the mistake is in the value alone."
-    else:
-        lead = ""
-    unpooled = judged(lambda e: "pooling" not in e.case.stages and "minkowski" not in e.case.stages)
-    no_pooling = judged(lambda e: "pooling" not in e.case.stages)
-    no_mean = judged(lambda e: "minkowski" not in e.case.stages)
-    if no_pooling and no_mean is False:
-        stage = (
-            "Without neighbours all is right, with them it is wrong even where p is idle: stage 1, pooling."
-        )
-    elif no_mean and no_pooling is False:
-        stage = "Where p is idle all is right, else it is wrong even without neighbours: stage 3, Minkowski pooling."
-    elif unpooled is False:
-        stage = "It is wrong even at kernel_size=1 and p=1: stage 2, cross-entropy, or how inputs are read."
-    elif no_pooling and no_mean:
-        stage = "It is wrong only where both neighbours and p play a part."
-    elif no_pooling:
-        stage = "Without neighbours all is right: stage 1, pooling."
-    elif no_mean:
-        stage = "Where p is idle all is right: stage 3, Minkowski pooling."
-    else:
-        stage = ""
-    return " ".join(part for part in (lead, stage) if part)
+        return "All values are right: the mistake is in the backward."
+    if not any(each.grad_wrong for each in core):
+        return "All gradients are right: the mistake is in the value alone."
+    return ""
 
 
 def _switch(core: Sequence[Observed]) -> str:
-    """The option without which all is right."""
+    """The option without which all is right; of several the one with which least is right."""
     live = [each for each in core if each.case.stages]
+    found: dict[str, float] = {}
     for option in (*OPTIONS, "pixel_weight", "grad_output"):
         asked = [each for each in live if option in each.case.asks_for()]
         others = [each for each in live if option not in each.case.asks_for()]
-        if asked and others and any(e.wrong for e in asked) and not any(e.wrong for e in others):
-            return f"It is wrong only where {option} is not at its default."
+        if asked and others and not any(e.wrong for e in others):
+            found[option] = sum(e.wrong for e in asked) / len(asked)
+    if found and (most := max(found, key=found.__getitem__)) and found[most] > 0:
+        return f"It is wrong only where {most} is not at its default."
     void = [each for each in live if _ignored(each.case)]
     if void and any(e.wrong for e in void) and not any(e.wrong for e in live if not _ignored(e.case)):
         return "It is wrong only where pixels are ignored."
@@ -97,7 +73,7 @@ def _ignored(case: Case) -> bool:
     return bool(np.isin(case.labels, [] if ignored is None else ignored).any())
 
 
-def consistency(core: Sequence[Observed], ask: Callable[[Case, str], Answer]) -> bool | None:
+def consistency(core: Sequence[Observed], ask: Ask) -> bool | None:
     """Whether the subject's gradient is that of its own loss, along one direction a case; None if it can't be told."""
     wrong = _differenced(core)
     if wrong and not any(each.value_wrong for each in core):
@@ -119,7 +95,7 @@ def _differenced(core: Sequence[Observed]) -> list[Observed]:
     return [e for e in wrong if e.dtype == "float64" and not np.ndim(e.case.grad_output)]
 
 
-def _belongs(case: Case, ask: Callable[[Case, str], Answer]) -> bool | None:
+def _belongs(case: Case, ask: Ask) -> bool | None:
     """Whether the slope along one direction is the gradient's; None where it raises or is no number."""
     v = direction(case.logits.shape, 0)
     nudged = case.logits + 0.01 * np.sin(np.arange(case.logits.size)).reshape(case.logits.shape)  # off ties
