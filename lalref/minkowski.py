@@ -62,11 +62,15 @@ class Parts:
             return as_scalar(xp.astype(L, getattr(xp, self.dtype)))
 
 
-def parts(ell: Array, omega: Array, valid: Array, options: Options) -> Parts:
-    """Sum up the window losses `ell` with weights `omega`, all of shape (N, *grid)."""
+def parts(ell: Array, omega: Array, valid: Array, options: Options, maximum: Array | None = None) -> Parts:
+    """Sum up the window losses `ell` with weights `omega`, all of shape (N, *grid).
+
+    Powers are taken relative to `maximum`: that of a whole which these are a part of, else their own.
+    """
     xp, ell_wide = _widen(ell)
     ell_wide = xp.where(xp.isnan(omega), math.nan, ell_wide)  # a weight that isn't allowed, check=False
-    maximum = xp.max(ell_wide) if math.prod(ell.shape) else xp.sum(ell_wide)  # ell = 0 where not valid
+    if maximum is None:
+        maximum = xp.max(ell_wide) if math.prod(ell.shape) else xp.sum(ell_wide)  # ell = 0 where not valid
     found = Parts(
         maximum, maximum, xp.sum(omega), xp.sum(xp.astype(valid, xp.int32)), options, dtype_name(ell.dtype)
     )

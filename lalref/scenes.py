@@ -43,8 +43,9 @@ def scene_parts(
     logits, labels, pixel_weight : array-like
         As `lal_loss` takes them, but only ever read as ``array[slices]``.
     tile : int, default 512
-        Length of a tile along each spatial axis. With 19 classes about ``6 * C * tile**2`` bytes are in use for
-        16-bit logits and ``2 * C * tile**2`` for float32 ones, and ``4 * C * tile**2`` more for a gradient.
+        Length of a tile along each spatial axis. Over two axes about ``45 * tile**2`` bytes are in use for the
+        maps of weights and losses, ``4 * C * tile**2`` for a float32 copy of 16-bit logits, as much again for a
+        gradient (float64: twice), and what the source copies when it is read (a memmap nothing, HDF5 the tile).
     progress : bool, default False
         Show a progress bar.
 

@@ -54,6 +54,15 @@ def test_no_copy_of_the_logits_is_made(dtype, kernel_size, monkeypatch):
     assert peak < 1.25 * grad.nbytes + (band if dtype == "float16" else 0)
 
 
+@pytest.mark.parametrize("p", [1, 2.5, np.inf])
+def test_stage_3_keeps_no_map_beside_the_losses(p, monkeypatch):
+    monkeypatch.setattr(loops_threads, "number_of_threads", lambda: 1)
+    x, y = logits((1, 19, 1024, 1024)), labels("blobs", (1, 1024, 1024), 19)
+    loss = LocallyAdaptiveLoss(engine="numba", p=p)
+    (_, grad), peak = peak_of(lambda: loss.value_and_grad(x, y))
+    assert peak < 1.12 * grad.nbytes
+
+
 @pytest.mark.parametrize("what", ["numbers", "classes", "ignored", "wrong"])
 def test_unchecked_labels_take_a_byte_too(what):
     y = np.zeros((1, 512, 512), np.int64)

@@ -1,15 +1,12 @@
 """Scenes tile by tile: the whole image's value and gradient, in bounded memory, and told errors."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from large_scene import large_scene, needs_linux_and_memory
 from samples import problems
 
 from lalref import LocallyAdaptiveLoss, scenes
@@ -151,84 +148,31 @@ def test_progress_is_shown(capsys):
     assert "loss of 8 tiles" in capsys.readouterr().out
 
 
-LARGE = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-from lalref import LocallyAdaptiveLoss, scenes
-from lalref.bench import scenes as bench
-from lalref.scenes import scene_parts, scene_value_and_grad
-
-folder, strips, side = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-C, rows = 19, 250
-shape = (1, C, strips * rows, side)
-c, i, j = np.ogrid[:C, :rows, :side]
-strip = ((7 * c + 3 * i * c + 5 * j + i * j // 64) % 41 / 8).astype(np.float16)  # (19, 250, side)
-y = ((i // 16 + j // 16) % C).astype(np.uint8)[0]
-y[-4:] = 255  # no window of one strip reads the next
-with open(folder / "logits", "wb") as file:
-    for plane in strip:
-        for _ in range(strips):
-            file.write(plane.tobytes())
-labels = np.tile(y, (strips, 1))[None]
-loss = LocallyAdaptiveLoss()
-small = strip[None, :, :, :256].astype(np.float32), y[None, :, :256]
-scene_parts(loss, *small), loss.value_and_grad(*small)  # what is compiled and imported, and its memory
-right = loss.parts(strip[None], y[None])
-right_grad = loss.value_and_grad(strip[None].astype(np.float32), y[None])[1] / 4  # of four strips' mean
-largest = 2e-6 * max(abs(plane).max() for plane in right_grad[0])
-del strip, c, i, j
-
-logits = np.memmap(folder / "logits", np.float16, "r", shape=shape)
-quarter = logits.nbytes // 4
-used = {k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in open("/proc/self/status") if "kB" in l)}
-resource.setrlimit(resource.RLIMIT_DATA, (used["VmData"] + quarter,) * 2)
-try:
-    np.ones(quarter * 5 // 4, np.uint8)
-    sys.exit("the limit does not hold")
-except MemoryError:
-    pass
-value = scene_parts(loss, logits, labels, tile=500).value
-np.testing.assert_allclose(value, right.value, rtol=2e-6)
-rows = slice(0, 4 * 250)  # and a gradient twice the size of its scene, into a file: four strips
-grad = np.memmap(folder / "grad", np.float32, "w+", shape=(1, C, 1000, side))
-value = scene_value_and_grad(loss, logits[:, :, rows], labels[:, rows], grad, tile=500)
-np.testing.assert_allclose(value, right.value, rtol=2e-6)
-for i, j in np.ndindex(4, side // 500):
-    columns = slice(500 * j, 500 * (j + 1))
-    found = grad[:, :, 250 * i : 250 * (i + 1), columns]
-    np.testing.assert_allclose(found, right_grad[..., columns], rtol=0, atol=largest)
-print(logits.nbytes, quarter, float(value))
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on memory is Linux's")
+@needs_linux_and_memory
 def test_a_scene_in_a_quarter_of_its_memory(tmp_path):
-    """608 MB of float16 logits as 16 strips apart, whose loss is that of one strip, worked out whole."""
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", LARGE, str(tmp_path), "16", "4000"]
-    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    nbytes, quarter, _ = done.stdout.split()
-    assert (int(nbytes), int(quarter)) == (608_000_000, 152_000_000)
-    for name in ("logits", "grad"):
-        (tmp_path / name).unlink()
+    """608 MB of float16 logits, and a gradient of twice that: the whole image's, in every pixel."""
+    large_scene(tmp_path, "make")
+    large_scene(tmp_path, "tiles")
+    assert large_scene(tmp_path, "whole") == "equal\n"
 
 
 def test_the_benchmark_checks_what_it_times(tmp_path, monkeypatch, capsys):
-    found = bench.main(500, True, str(tmp_path), tile=128)
-    assert list(found) == ["loss", "loss and gradient"]
-    assert all(seconds > 0 and held >= 0 for seconds, held in found.values())
-    assert "(1, 19, 500, 500) float16" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+    for gradient, name in ((False, "loss: "), (True, "loss and gradient: ")):
+        seconds, held = bench.main(500, gradient, str(tmp_path), tile=128)
+        assert seconds > 0
+        assert held >= 0
+        printed = capsys.readouterr().out
+        assert "(1, 19, 500, 500) float16" in printed
+        assert f"\n{name}" in printed
+        assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="side=300 is not allowed"):
         bench.main(300, False, None)
     monkeypatch.setattr(bench, "STATUS", tmp_path / "not Linux")
     bench.main(500, False, str(tmp_path), tile=128)
-    assert "s, memory not told by this system" in capsys.readouterr().out
+    assert "s, memory not told here" in capsys.readouterr().out
     cut = scenes.tiles
-    for halo, wrong in ((0, "the loss is"), (1, "the gradient of the last strip")):
+    for halo, wrong in ((0, "the loss is"), (1, "the gradient of strip 0")):
         monkeypatch.setattr(scenes, "tiles", lambda *a, halo=halo: cut(*a[:3], halo))
         with pytest.raises(ValueError, match=wrong):
             bench.main(500, True, None, tile=128)

@@ -43,8 +43,9 @@ def dask_value_and_grad(
     logits : dask.array (N, C, *S)
         In chunks of any size; the class axis is read whole, and chunks smaller than the halo are merged with
         their neighbours. The smaller a chunk is beside the window, the more is read twice.
-        A gradient takes two sweeps over them. Make them with ``from_array(..., inline_array=True)``: else dask
-        may keep a whole scene between its tasks.
+        A gradient takes two sweeps over them, in dask's own order, between whose tasks it keeps much of them: open a
+        memmap chunk by chunk, whose pages are no memory of dask's (from_array copies it all), and make others with
+        ``from_array(..., inline_array=True)``, which keeps half of a scene or so; `lalref.scenes` keeps one tile.
     labels, pixel_weight : dask.array (N, *S)
         In any chunks.
     grad_output : float, default 1.0

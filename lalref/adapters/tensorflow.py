@@ -1,7 +1,7 @@
 """The loss inside TensorFlow and Keras: a function for tf.GradientTape and tf.function, and a keras.losses.Loss.
 
 Both take Keras's order, labels first, and class axis, the last one. The work is done on the host, with NumPy
-arrays and as a rule the numba engine, in an operation that tf.function leaves whole.
+arrays and as a rule the numba engine, in an operation that tf.function leaves whole and XLA can't compile.
 """
 
 from __future__ import annotations
@@ -91,6 +91,11 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
     **options
         As for `lalref.LocallyAdaptiveLoss`, which checks them here, but that axis is -1 by default. `reduction`
         is lalref's: "mean" divides by the windows' sum of weights, and the batch is one whole, not a mean of images.
+
+    Notes
+    -----
+    XLA can't call the host: compile the model with ``jit_compile=False``, since Keras's default, "auto", may mean True
+    where there is a GPU. TensorFlow then ends the first step with an error that names PyFuncStateless.
 
     Examples
     --------

@@ -54,7 +54,8 @@ def distributed_loss(
     group : ProcessGroup, optional
         The default group where not given.
     timeout : float, default 300
-        Seconds to wait for the other processes, in place of the group's own.
+        Seconds to wait for the other processes, in place of the group's own, which is init_process_group's to
+        say and holds for what DistributedDataParallel exchanges.
 
     Returns
     -------
@@ -69,11 +70,12 @@ def distributed_loss(
 
     Examples
     --------
-    >>> import tempfile, torch, torch.distributed as dist
+    >>> import datetime, tempfile, torch, torch.distributed as dist
     >>> from lalref.adapters.torch import LocallyAdaptiveLoss
     >>> from lalref.adapters.torch_distributed import distributed_loss
+    >>> alone = {"rank": 0, "world_size": 1, "timeout": datetime.timedelta(minutes=5)}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+    ...     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", **alone)
     ...     x, y = torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.uint8)
     ...     print(float(distributed_loss(LocallyAdaptiveLoss(), x, y)))
     ...     dist.destroy_process_group()

@@ -1,40 +1,39 @@
 """Check first, then time: every contestant must agree with the array engine before its time means anything.
 
-Times are taken in interleaved rounds, so that whatever else the machine does falls on all alike, and reported
-as medians and minima. How results are shown is not said here.
+What is compared is timed in one group, whose rounds are interleaved: whatever else the machine does then falls on
+all alike. Medians and minima are reported, and ratios from round to round (`lalref.bench.rounds`). How results are
+shown is not said here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
+import itertools
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lalref import LocallyAdaptiveLoss
-from lalref.bench import inputs
-from lalref.bench.contestants import CONTESTANTS, CROSS_ENTROPY, OURS, Call, Contestant
+from lalref.bench import inputs, rounds
+from lalref.bench.contestants import CONTESTANTS, CROSS_ENTROPY, OURS, VALUE, Call, Contestant
+from lalref.bench.rounds import Timed, ratio
 
 Array = Any
 
 COPY = "copy of the logits"
-_SLOW = 0.5  # seconds
+SMALL, LARGE, CITY = (2, 21, 321, 321), (8, 21, 513, 513), (1, 19, 1024, 2048)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is computed: shape (N, C, H, W), kind of labels, window, and the number of threads (None: as found)."""
+    """What is computed: shape (N, C, H, W), kind of labels, window, and the number of threads."""
 
     shape: tuple[int, int, int, int]
     kind: str
     kernel_size: int
-    threads: int | None = None
+    threads: int
 
     def arrays(self) -> tuple[Array, Array]:
         """Return logits (N, C, H, W) and labels (N, H, W)."""
@@ -48,21 +47,29 @@ class Result:
 
     Attributes
     ----------
+    group : str
+        All results of a group were timed in the same rounds.
     setting : Setting
-        Shape, labels, window.
+        Shape, labels, window, threads.
     contestant : str
     median, minimum : float
-        Seconds a call, over the rounds.
+        Seconds a call, over the rounds that it took part in.
     rounds : int
     peak_extra : int or None
         Bytes at the peak beside the caller's arrays, where they were measured.
-    of_copy : float
-        The median over that of copying the logits once.
+    bandwidth : float
+        Bytes a second: the logits read once and, where there is one, the gradient written once, in a median.
+    of_copy : float or None
+        Its time over that of copying the logits once. This and the ratios below are medians, over the rounds in
+        which both ran, of the ratio within a round: not the ratio of the medians above.
     ratio, speedup : float or None
-        To torch's cross_entropy, and over the best torch formulation of this loss, both in the same rounds; None
-        where there was none.
+        To torch's cross_entropy on the same arrays, and over the best torch formulation of this loss in this
+        setting; None where there was none.
+    times : tuple of float
+        Seconds in each round, from the group's first one on.
     """
 
+    group: str
     setting: Setting
     contestant: str
     median: float
@@ -70,9 +77,10 @@ class Result:
     rounds: int
     peak_extra: int | None
     bandwidth: float
-    of_copy: float
+    of_copy: float | None = None
     ratio: float | None = None
     speedup: float | None = None
+    times: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +92,22 @@ class Refusal:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A contestant that has been checked, and what its call showed."""
+
+    setting: Setting
+    contestant: str
+    call: Call
+    moved: int  # bytes
+    peak: int | None = None
+
+    @property
+    def timed(self) -> Timed:
+        k = self.setting.kernel_size
+        return Timed(f"{self.contestant}, {k} x {k}", self.setting.threads, self.call)
+
+
 def check(contestant: Contestant, kernel_size: int, kind: str = "blobs") -> float:
     """Return how far a contestant is from the array engine in float64, relative to the largest gradient entry.
 
@@ -92,7 +116,8 @@ def check(contestant: Contestant, kernel_size: int, kind: str = "blobs") -> floa
     ValueError
         It is off by more than float32 explains.
     """
-    x, y = Setting((2, 5, 37, 300), kind, kernel_size).arrays()
+    N, C, H, W = 2, 5, 37, 300
+    x, y = inputs.logits((N, C, H, W)), inputs.labels(kind, (N, H, W), C)
     options: dict[str, Any] = {"kernel_size": kernel_size}
     if contestant.name == CROSS_ENTROPY:
         options = {"kernel_size": 1, "p": 1}
@@ -109,141 +134,118 @@ def check(contestant: Contestant, kernel_size: int, kind: str = "blobs") -> floa
 
 
 def measure(
-    setting: Setting, names: Sequence[str], seconds: float, tell: Callable[[str], None]
+    group: str, entries: Sequence[tuple[Setting, str]], seconds: float, tell: Callable[[str], None]
 ) -> tuple[list[Result], list[Refusal]]:
-    """Time the named contestants that are installed and can take the setting, in rounds of about `seconds` in all.
+    """Time a group: contestants by name, each in a setting, in the same rounds, of about `seconds` in all.
 
-    One that fails or is wrong costs the others nothing.
+    Who is not installed or can't take its setting is left out. One that fails or is wrong costs the others nothing.
+    For each shape the copying of its logits is timed too.
     """
-    x, y = setting.arrays()
-    chosen = [
-        c for c in CONTESTANTS if c.name in names and c.installed and setting.kernel_size <= c.largest_kernel
-    ]
-    with _threads(setting.threads):
-        calls: dict[str, Call] = {}
-        peaks: dict[str, int | None] = {COPY: None}
-        moved = dict.fromkeys([COPY, *names], 2 * x.nbytes)
-        refused = []
-        for contestant in chosen:
-            tell(f"checking {contestant.name}, {setting.kernel_size} x {setting.kernel_size}")
-            try:
+    by_name = {c.name: c for c in CONTESTANTS}
+    arrays: dict[tuple[Any, str], tuple[Array, Array]] = {}
+    ready: list[_Ready] = []
+    refused = []
+    for setting, name in entries:
+        contestant = by_name[name]
+        if not contestant.installed or setting.kernel_size > contestant.largest_kernel:
+            continue
+        tell(f"checking {name}, {setting.kernel_size} x {setting.kernel_size}")
+        key = setting.shape, setting.kind
+        if key not in arrays:
+            arrays[key] = setting.arrays()
+        x, y = arrays[key]
+        try:
+            with rounds.threads(setting.threads):
                 check(contestant, setting.kernel_size, setting.kind)
                 call = contestant.prepare(x, y, setting.kernel_size)
-                if call()[1] is None:  # compiles
-                    moved[contestant.name] = x.nbytes
-                peaks[contestant.name] = _peak_of(call)
-            except Exception as error:  # whatever a library raises, torch.compile without a compiler too
-                refused.append(Refusal(setting, contestant.name, f"{type(error).__name__}: {error}"))
-            else:
-                calls[contestant.name] = call
-        other = np.empty_like(x)
-
-        def copy() -> tuple[Any, Any]:
-            np.copyto(other, x)
-            return None, other
-
-        calls[COPY] = copy
-        times = _rounds(calls, seconds, tell)
-    medians = {name: statistics.median(t) for name, t in times.items()}
-    peers = [medians[name] for name in medians if name.startswith("torch") and name != CROSS_ENTROPY]
+                both = call()[1] is not None  # compiles
+                peak = rounds.peak_of(call)
+        except Exception as error:  # whatever a library raises, torch.compile without a compiler too
+            refused.append(Refusal(setting, name, f"{type(error).__name__}: {error}"))
+        else:
+            ready.append(_Ready(setting, name, call, (1 + both) * x.nbytes, peak))
+    for shape in dict.fromkeys(setting.shape for setting, _ in entries):
+        first = next(setting for setting, _ in entries if setting.shape == shape)
+        ready.append(_copying(first))
+    times = rounds.in_rounds([each.timed for each in ready], seconds, tell)
     results = [
         Result(
-            setting, name, medians[name], min(times[name]), len(times[name]), peaks[name],
-            moved[name] / medians[name],
-            medians[name] / medians[COPY],
-            medians[name] / medians[CROSS_ENTROPY] if CROSS_ENTROPY in medians and name != COPY else None,
-            min(peers) / medians[name] if peers and name != COPY else None,
+            group, each.setting, each.contestant, statistics.median(taken), min(taken), len(taken), each.peak,
+            each.moved / statistics.median(taken), times=tuple(taken),
         )
-        for name in calls
+        for each, taken in zip(ready, times, strict=True)
     ]  # fmt: skip
-    return results, refused
+    return [_compared(result, results) for result in results], refused
 
 
-def _rounds(calls: dict[str, Call], seconds: float, tell: Callable[[str], None]) -> dict[str, list[float]]:
-    """Time all calls in turn until each has had its share of the time, and three rounds; then it sits out.
+def _copying(setting: Setting) -> _Ready:
+    x = inputs.logits(setting.shape)
+    other = np.empty_like(x)
 
-    An untimed call of its own goes before each timed one, so that nobody pays for the cold cache and the spinning
-    threads that the contestant before it left behind; who takes as long as `_SLOW` doesn't feel them.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    share, turn = seconds / len(calls), 0
-    while turn < 3 or (turn < 101 and any(sum(taken) <= share for taken in times.values())):
-        turn += 1
-        for name, call in calls.items():
-            if times[name] and sum(times[name]) > share and len(times[name]) >= 3:
-                continue
-            tell(f"round {turn}: {name}")
-            if not times[name] or times[name][-1] < _SLOW:
-                call()
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
+    def copy() -> tuple[Any, Any]:
+        np.copyto(other, x)
+        return None, other
+
+    return _Ready(setting, COPY, copy, 2 * x.nbytes)
 
 
-def _give_back() -> None:
-    """Let the C library give freed memory back, which otherwise would be there for the call to use unseen."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+def beside(result: Result, results: Sequence[Result], contestant: str, **setting: Any) -> Result | None:
+    """The contestant's result from the same rounds, in the first setting that has these fields; None if none."""
+    for other in results:
+        if (other.group, other.contestant) == (result.group, contestant) and all(
+            getattr(other.setting, field) == value for field, value in setting.items()
+        ):
+            return other
+    return None
 
 
-def _peak_of(call: Call) -> int | None:
-    """How many bytes more than before the call this process held at most; None where the system can't say."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+def _compared(result: Result, results: Sequence[Result]) -> Result:
+    s = result.setting
+    copy = beside(result, results, COPY, shape=s.shape)
+    of_copy = None if copy is None else ratio(result.times, copy.times)
+    if result.contestant == COPY:
+        return dataclasses.replace(result, of_copy=of_copy)
+    plain = beside(result, results, CROSS_ENTROPY, shape=s.shape, kind=s.kind, threads=s.threads)
+    peers = [
+        ratio(other.times, result.times)
+        for other in results
+        if other.setting == s and other.contestant.startswith("torch") and other.contestant != CROSS_ENTROPY
+    ]
+    return dataclasses.replace(
+        result,
+        of_copy=of_copy,
+        ratio=None if plain is None else ratio(result.times, plain.times),
+        speedup=min(peers, default=None),
+    )
 
-    def read(field: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
 
-    try:
-        _give_back()
-        reset.write_text("5")  # the high-water mark starts again from here
-        before = read("VmRSS:")
-        kept = call()
-        peak = read("VmHWM:")
-    except (OSError, StopIteration):
-        return None
-    del kept
-    return max(0, peak - before)
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Let numba and torch use `number` threads."""
-    if number is None:
-        yield
-        return
+def plan(quick: bool) -> dict[str, list[tuple[Setting, str]]]:
+    """What the benchmark runs, by group: all contestants at each window, then what is compared across settings."""
     import numba
 
-    before = numba.get_num_threads()
-    numba.set_num_threads(number)
-    try:
-        import torch
-    except ImportError:
-        torch_before = None
-    else:
-        torch_before = torch.get_num_threads()
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
-        if torch_before is not None:
-            torch.set_num_threads(torch_before)
+    number = rounds.number_of_threads()
+    windows = (3, 5) if quick else (1, 3, 5, 7, 15, 31)
 
+    def each(names: Sequence[str], *settings: Setting) -> list[tuple[Setting, str]]:
+        return [(setting, name) for setting in settings for name in names]
 
-def settings(quick: bool) -> list[tuple[Setting, tuple[str, ...]]]:
-    """What the benchmark runs: windows, kinds of labels, sizes, and threads; with whom."""
-    import numba
+    def on(shape: tuple[int, int, int, int], kind: str, k: int) -> Setting:
+        return Setting(shape, kind, k, number)
 
-    everyone = tuple(c.name for c in CONTESTANTS)
-    fast = (CROSS_ENTROPY, OURS)
-    small, large, city = (2, 21, 321, 321), (8, 21, 513, 513), (1, 19, 1024, 2048)
+    everyone = [c.name for c in CONTESTANTS]
+    groups = {f"window {k}×{k}": each(everyone, on(SMALL, "blobs", k)) for k in windows}
+    plain = each([CROSS_ENTROPY], on(SMALL, "blobs", 1))
+    groups["growth"] = plain + each([OURS, VALUE], *(on(SMALL, "blobs", k) for k in windows))
     if quick:
-        return [(Setting(small, "blobs", k), everyone) for k in (3, 5)]
-    plan = [(Setting(small, "blobs", k), everyone) for k in (1, 3, 5, 7, 15, 31)]
-    plan += [(Setting(small, kind, k), fast) for kind in ("noise", "one class") for k in (3, 5, 7)]
-    plan += [(Setting(shape, "blobs", k), fast) for shape in (large, city) for k in (3, 5)]
-    most = numba.config.NUMBA_NUM_THREADS
-    plan += [(Setting(small, "blobs", 5, t), fast) for t in (1, 2, 4, 8, 16) if t <= most]
-    return plan
+        return groups
+    for group, kinds, shapes, ks in (
+        ("labels", inputs.KINDS, (SMALL,), (3, 5, 7)),
+        ("sizes", ("blobs",), (SMALL, LARGE, CITY), (3, 5)),
+    ):
+        groups[group] = []
+        for shape, kind in itertools.product(shapes, kinds):
+            groups[group] += each([CROSS_ENTROPY], on(shape, kind, 1))
+            groups[group] += each([OURS], *(on(shape, kind, k) for k in ks))
+    numbers = [n for n in (1, 2, 4, 8, 16) if n <= numba.config.NUMBA_NUM_THREADS]
+    groups["threads"] = each([CROSS_ENTROPY, OURS], *(Setting(SMALL, "blobs", 5, n) for n in numbers))
+    return groups

@@ -1,76 +1,68 @@
-"""What a benchmark's results say together: growth with the window and the size, threads, and other labels' ratios.
+"""What a benchmark's results say together: growth with the window and the size, threads, other labels, the value alone.
 
-Only divisions of medians that `measure` gave; nothing is timed here.
+Every ratio is of times from the same rounds (`lalref.bench.rounds.ratio`); nothing is timed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from lalref.bench.contestants import OURS, VALUE
-from lalref.bench.measure import Result, Setting
+from lalref.bench.inputs import KINDS
+from lalref.bench.measure import SMALL, Result, beside
+from lalref.bench.rounds import ratio
 
 
-def summary(results: list[Result]) -> dict[str, Any]:
-    """Return what `show_summary` prints; a part is empty where the settings it needs were not run.
+def summary(results: Sequence[Result]) -> dict[str, dict[Any, Any]]:
+    """Return what `show_summary` prints; a part is empty where the group that it needs was not run.
 
     Returns
     -------
     dict
-        "growth": contestant -> kernel_size -> median over that of the smallest window;
-        "sizes": "kernel_size, shape" -> nanoseconds a logit of the numba engine;
-        "threads": number -> how many times as fast as one thread;
-        "labels": "kind, kernel_size" -> time over that of the label map;
-        "value_only": kernel_size -> time of the value over that of value and gradient.
+        "growth": contestant -> kernel_size -> time over that of the smallest window;
+        "value_only": kernel_size -> time of the value over that of value and gradient;
+        "labels": "kind, kernel_size" -> time over that of the first kind, the label map;
+        "sizes": "kernel_size, shape" -> nanoseconds a logit, by the median;
+        "per_logit": "kernel_size, shape" -> time a logit over that of the first shape;
+        "threads": number -> how many times as fast as one thread.
+        All but "growth" are of the numba engine.
     """
-    if not results:
-        return {"growth": {}, "sizes": {}, "threads": {}, "labels": {}, "value_only": {}}
-    first = results[0].setting
-    medians = {(r.setting, r.contestant): r.median for r in results}
-
-    def of(name: str, key: Callable[[Setting], Hashable], **like: Any) -> dict[Any, float]:
-        """The medians of a contestant by a key, of settings that are `like` this, or else as the first one is."""
-        wanted = {"shape": first.shape, "kind": first.kind, "threads": None} | like
-        return {
-            key(setting): median
-            for (setting, contestant), median in medians.items()
-            if contestant == name and all(value in (any, getattr(setting, f)) for f, value in wanted.items())
-        }
-
-    growth = {}
-    for name in dict.fromkeys(r.contestant for r in results):
-        by_window = of(name, lambda s: s.kernel_size)
-        if len(by_window) > 1:
-            base = by_window[min(by_window)]
-            growth[name] = {k: median / base for k, median in sorted(by_window.items())}
-    shapes = of(OURS, lambda s: (s.kernel_size, s.shape), shape=any)
-    others = {k for k, shape in shapes if shape != first.shape}
-    sizes = {
-        f"{k}, {'×'.join(map(str, shape))}": median / (shape[0] * shape[1] * shape[2] * shape[3]) * 1e9
-        for (k, shape), median in sorted(shapes.items())
-        if k in others
-    }
-    numbers = of(OURS, lambda s: s.threads, threads=any)
-    threads = {n: numbers[1] / numbers[n] for n in sorted(n for n in numbers if n) if 1 in numbers}
-    by_window, value = of(OURS, lambda s: s.kernel_size), of(VALUE, lambda s: s.kernel_size)
-    kinds = of(OURS, lambda s: (s.kind, s.kernel_size), kind=any)
-    labels = {
-        f"{kind}, {k}": median / by_window[k]
-        for (kind, k), median in kinds.items()
-        if kind != first.kind and k in by_window
-    }
-    value_only = {k: value[k] / by_window[k] for k in value if k in by_window}
-    return {
-        "growth": growth,
-        "sizes": sizes,
-        "threads": threads,
-        "labels": labels,
-        "value_only": value_only,
+    found: dict[str, dict[Any, Any]] = {
+        part: {} for part in ("growth", "value_only", "labels", "sizes", "per_logit", "threads")
     }
 
+    def of(group: str, contestant: str = OURS) -> list[Result]:
+        return [r for r in results if (r.group, r.contestant) == (group, contestant)]
 
-def show_summary(results: list[Result], console: Any) -> None:
+    for name in (OURS, VALUE):
+        line = sorted(of("growth", name), key=lambda r: r.setting.kernel_size)
+        if line:
+            found["growth"][name] = {r.setting.kernel_size: ratio(r.times, line[0].times) for r in line}
+    for r in of("growth", VALUE):
+        if whole := beside(r, results, OURS, kernel_size=r.setting.kernel_size):
+            found["value_only"][r.setting.kernel_size] = ratio(r.times, whole.times)
+    for r in of("labels"):
+        s = r.setting
+        map_ = beside(r, results, OURS, kernel_size=s.kernel_size, kind=KINDS[0])
+        if map_ and s.kind != KINDS[0]:
+            found["labels"][f"{s.kind}, {s.kernel_size}"] = ratio(r.times, map_.times)
+    for r in of("sizes"):
+        s = r.setting
+        key = f"{s.kernel_size}, {'×'.join(map(str, s.shape))}"
+        found["sizes"][key] = 1e9 * r.median / math.prod(s.shape)
+        small = beside(r, results, OURS, kernel_size=s.kernel_size, shape=SMALL)
+        if small and s.shape != SMALL:
+            times_the_logits = math.prod(s.shape) / math.prod(SMALL)
+            found["per_logit"][key] = ratio(r.times, small.times) / times_the_logits
+    alone = next((r for r in of("threads") if r.setting.threads == 1), None)
+    if alone is not None:
+        found["threads"] = {r.setting.threads: ratio(alone.times, r.times) for r in of("threads")}
+    return found
+
+
+def show_summary(results: Sequence[Result], console: Any) -> None:
     """Print `summary` as tables."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -92,10 +84,11 @@ def show_summary(results: list[Result], console: Any) -> None:
             made.add_row(name, *(f"{line[k]:.2f}" if k in line else "-" for k in windows))
         console.print(made)
     for part, title, left, right in (
-        ("sizes", f"{OURS}, growth with the size", "kernel_size, shape", "ns a logit"),
-        ("threads", f"{OURS}, threads", "threads", "times as fast as one"),
-        ("labels", f"{OURS}, other labels", "labels, kernel_size", "time / label map's"),
         ("value_only", "the value alone", "kernel_size", "time / value and gradient"),
+        ("labels", f"{OURS}, other labels", "labels, kernel_size", "time / label map's"),
+        ("sizes", f"{OURS}, growth with the size", "kernel_size, shape", "ns a logit"),
+        ("per_logit", f"{OURS}, growth with the size", "kernel_size, shape", "time a logit / small batch's"),
+        ("threads", f"{OURS}, threads", "threads", "times as fast as one"),
     ):
         if found[part]:
             made = table(title, left, right)

@@ -21,6 +21,7 @@ from lalref.options import Options
 Array = Any
 
 _BLOCK = 1 << 18  # losses that one thread sums up sooner than a second one wakes
+_NUMPY_BLOCK = 1 << 15  # losses of which a few float64 copies are little
 
 
 def _integer_power(options: Options, maximum: float) -> bool:
@@ -32,7 +33,7 @@ def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) ->
     count = np.int64(np.count_nonzero(valid))
     weight = np.float64(count) if omega is None else np.sum(omega)
     flat, w = flat_view(ell), flat_view(omega) if omega is not None else flat_view(np.empty(0))
-    blocks = _blocks(flat.size)
+    blocks = _blocks(flat.size, _BLOCK)
     found = np.zeros(
         (2, len(blocks))
     )  # of each block its largest loss, and the sum of powers relative to that
@@ -41,12 +42,22 @@ def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) ->
         found[:, i] = maps.power_sum(flat, w, int(min(options.p, 1024)), *blocks[i])
 
     run(work, range(len(blocks)))
-    maximum = float(np.max(found[0], initial=0.0))
-    if not _integer_power(options, maximum) or not weight < math.inf:
-        weights = omega if omega is not None else valid.astype(np.float64)
-        return minkowski.parts(ell, weights, valid, options)
-    S = np.sum(found[1] * (found[0] / maximum) ** options.p)
-    return Parts(np.float64(maximum), S, weight, count, options, ell.dtype.name)
+    maximum = np.max(found[0], initial=0.0)
+    if _integer_power(options, float(maximum)) and weight < math.inf:
+        S = np.sum(found[1] * (found[0] / maximum) ** options.p)
+        return Parts(maximum, S, weight, count, options, ell.dtype.name)
+    maximum = np.float64(np.nan if np.isnan(weight) else np.max(flat, initial=0))
+    sums = np.zeros(len(blocks := _blocks(flat.size, _NUMPY_BLOCK)))
+
+    def by_numpy(i: int) -> None:
+        here = slice(*blocks[i])
+        valid_here = flat_view(valid)[here]
+        w_here = w[here] if omega is not None else valid_here.astype(np.float64)
+        with np.errstate(all="ignore"):  # threads have settings of their own
+            sums[i] = minkowski.parts(flat[here], w_here, valid_here, options, maximum).power_sum
+
+    run(by_numpy, range(len(blocks)))
+    return Parts(maximum, np.sum(sums), weight, count, options, ell.dtype.name)
 
 
 def shares(
@@ -59,19 +70,29 @@ def shares(
     options, p = total.options, total.options.p
     maximum, S = float(total.maximum), float(total.power_sum)
     B = float(total.weight) if options.reduction == "mean" else 1.0
-    if p == 1 or not _integer_power(options, maximum):
-        weights = omega if omega is not None else valid.astype(np.float64)
-        return (minkowski.shares(ell, weights, total) * grad_output).astype(ell.dtype)
-    factor = grad_output * ((S / B) ** (1 / p) / S)
     g = ell if over_ell else np.empty_like(ell)
     flat, to = ell.reshape(-1), g.reshape(-1)
     w = flat_view(omega) if omega is not None else flat_view(np.empty(0))
+
+    def by_numpy(block: tuple[int, int]) -> None:
+        here = slice(*block)
+        w_here = w[here] if omega is not None else flat_view(valid)[here].astype(np.float64)
+        with np.errstate(all="ignore"):
+            to[here] = minkowski.shares(flat[here], w_here, total) * grad_output
+
+    if p != 1 and not _integer_power(options, maximum):
+        run(by_numpy, _blocks(flat.size, _NUMPY_BLOCK))
+        return g
+    if p == 1:  # linear: no loss is asked for
+        scale, factor = 1.0, grad_output / (B or 1.0)
+    else:
+        scale, factor = 1 / maximum, grad_output * ((S / B) ** (1 / p) / S)
     run(
-        lambda block: maps.write_shares(flat, w, 1 / maximum, int(p) - 1, factor, *block, to),
-        _blocks(flat.size),
+        lambda block: maps.write_shares(flat, w, scale, int(p) - 1, factor, *block, to),
+        _blocks(flat.size, _BLOCK),
     )
     return g
 
 
-def _blocks(size: int) -> Sequence[tuple[int, int]]:
-    return [(i, min(i + _BLOCK, size)) for i in range(0, size, _BLOCK)]
+def _blocks(size: int, step: int) -> Sequence[tuple[int, int]]:
+    return [(i, min(i + step, size)) for i in range(0, size, step)]

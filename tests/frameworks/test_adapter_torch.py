@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from samples import OMEGA, OPTIONS, V, X, Y, each_option
+from samples import OMEGA, V, X, Y, each_option
 
 from lalref import LocallyAdaptiveLoss as Loss
 from lalref import combine, lal_hvp, lal_value_and_grad, oracle
@@ -17,10 +17,6 @@ from lalref import combine, lal_hvp, lal_value_and_grad, oracle
 torch = pytest.importorskip("torch")
 
 from lalref.adapters.torch import LocallyAdaptiveLoss, locally_adaptive_loss  # noqa: E402
-
-TWICE = {  # at a tie of p = inf second differences mean nothing
-    name: {**options, "kernel_size": 3} for name, options in OPTIONS.items() if options.get("p") != math.inf
-}
 
 
 def tensors(dtype=torch.float64):
@@ -43,27 +39,6 @@ def test_value_and_gradient_are_the_engines(options):
     right = lal_value_and_grad(X, Y, pixel_weight=OMEGA, grad_output=upstream.numpy(), **options)
     np.testing.assert_allclose(value.detach(), right[0], rtol=1e-14)
     np.testing.assert_allclose(x.grad, right[1], rtol=1e-13, atol=1e-16)
-
-
-@pytest.mark.parametrize("options", TWICE.values(), ids=TWICE.keys())
-def test_gradcheck_and_gradgradcheck(options):
-    x, y, w = tensors()
-    x = x[:1, :, :3].detach().requires_grad_()
-    y, w = y[:1, :3], w[:1, :3]
-
-    def f(x):
-        return locally_adaptive_loss(x, y, pixel_weight=w, **options)
-
-    assert torch.autograd.gradcheck(f, (x,))
-    assert torch.autograd.gradgradcheck(f, (x,))
-
-
-def test_gradgradcheck_refuses_a_wrong_second_derivative(monkeypatch):
-    x, y, _ = tensors()
-    hvp = Loss.hvp
-    monkeypatch.setattr(Loss, "hvp", lambda *a, **k: [2 * g for g in hvp(*a, **k)])
-    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
-        torch.autograd.gradgradcheck(lambda x: locally_adaptive_loss(x, y, kernel_size=3), (x,))
 
 
 def test_a_graph_that_is_kept_gives_the_same_gradient_again():

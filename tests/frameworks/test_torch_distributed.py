@@ -1,6 +1,7 @@
 """Batches cut over processes and micro-batches: the whole's value and gradient, told errors, no waiting in vain."""
 
 import datetime
+import math
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ import pytest
 from samples import V, X, Y
 
 from lalref import combine, lal_value_and_grad
-from lalref.oracle.inputs import VOID
+from lalref.oracle.inputs import VOID, weights
 
 torch = pytest.importorskip("torch")
 
@@ -24,6 +25,7 @@ SECONDS = 60
 OPTIONS = {"kernel_size": 3, "p": 5.0}
 IMAGES = np.concatenate([X, V, X[:, :, ::-1], 2 * V])  # (8, 3, 5, 4)
 LABELS = np.concatenate([Y, Y[:, ::-1], Y, Y[:, :, ::-1]]).copy()
+WEIGHTS = weights((8, 5, 4), 3)
 LABELS[4:] = np.where(LABELS[4:] == 1, 0, LABELS[4:])
 
 
@@ -106,6 +108,35 @@ def gradients_are_the_wholes(rank, world):
         np.testing.assert_allclose(summed.weight.grad, weight, rtol=1e-12, atol=1e-15)
 
 
+VARIANTS = {  # options, dtype, whether the call has weights
+    "pixel weights": ({"kernel_size": 5, "p": 2.5}, torch.float64, True),
+    "float32, a sum, p = 1": ({"reduction": "sum", "p": 1.0, "stride": 2}, torch.float32, True),
+    "ties over processes": ({"p": math.inf, "class_weight": (1.0, 2.0, 0.5)}, torch.float64, True),
+    "probabilities": ({"space": "probabilities", "p": 3.0, "normalize": "count"}, torch.float64, False),
+    "smoothing": ({"label_smoothing": 0.25, "sigma": None}, torch.float32, False),
+}
+
+
+def options_are_the_wholes(rank, world):
+    """The last half is the first again, so that at p = inf windows of several processes share the gradient."""
+    images, labels = np.tile(IMAGES[:4], (2, 1, 1, 1)), np.tile(LABELS[:4], (2, 1, 1))
+    mine = shards(world, "even")[rank]
+    for options, dtype, weighted in VARIANTS.values():
+        criterion = LocallyAdaptiveLoss(**options)
+        x, y = torch.tensor(images, dtype=dtype, requires_grad=True), torch.from_numpy(labels)
+        w = torch.tensor(WEIGHTS, dtype=dtype) if weighted else None
+        value = criterion(x, y, w)
+        (grad,) = torch.autograd.grad(value, x)
+        assert options.get("p") != math.inf or 2 <= (abs(grad).amax((1, 2, 3)) > 0).sum() < 8
+        x_i, y_i, w_i = (None if t is None else t.detach()[mine] for t in (x, y, w))
+        found = distributed_loss(criterion, x_i.requires_grad_(), y_i, w_i, averaged=False, timeout=SECONDS)
+        assert found.dtype == dtype
+        (found_grad,) = torch.autograd.grad(found, x_i)
+        rtol = 1e-13 if dtype == torch.float64 else 2e-6
+        torch.testing.assert_close(found, value, rtol=rtol, atol=0)
+        torch.testing.assert_close(found_grad, grad[mine], rtol=0, atol=rtol * float(grad.abs().max()))
+
+
 def the_naive_mean_is_wrong(rank, world):
     value, weight, _ = whole(LABELS)
     ddp = torch.nn.parallel.DistributedDataParallel(model())
@@ -148,8 +179,13 @@ def who_does_not_come_is_not_waited_for(rank, world):
         dist.destroy_process_group(group)
 
 
-def every_scenario(rank, world):
+def values_and_gradients(rank, world):
     gradients_are_the_wholes(rank, world)
+    options_are_the_wholes(rank, world)
+
+
+def every_scenario(rank, world):
+    values_and_gradients(rank, world)
     the_naive_mean_is_wrong(rank, world)
     errors_reach_every_process(rank, world)
     who_does_not_come_is_not_waited_for(rank, world)
@@ -160,7 +196,7 @@ def test_two_processes(tmp_path):
 
 
 def test_four_processes(tmp_path):
-    spawn(gradients_are_the_wholes, 4, tmp_path)
+    spawn(values_and_gradients, 4, tmp_path)
 
 
 def one_is_killed(rank, folder):
@@ -213,3 +249,18 @@ def test_gradients_accumulate_over_micro_batches():
     assert (naive.weight.grad - weight).abs().max() > 1e-3 * weight.abs().max()
     right = lal_value_and_grad(model()(torch.from_numpy(IMAGES)).detach().numpy(), LABELS, **OPTIONS)[0]
     np.testing.assert_allclose(value, right, rtol=1e-14)
+
+
+def test_weights_of_micro_batches_are_the_wholes():
+    criterion = LocallyAdaptiveLoss(kernel_size=3, p=2.5)
+    x, y, w = torch.from_numpy(IMAGES).requires_grad_(), torch.from_numpy(LABELS), torch.from_numpy(WEIGHTS)
+    value = criterion(x, y, w)
+    (grad,) = torch.autograd.grad(value, x)
+    assert value != criterion(x, y)
+    batches = [slice(0, 3), slice(3, 8)]
+    total = combine(*(criterion.parts(x[b], y[b], w[b]) for b in batches))
+    for b in batches:
+        found = criterion(x[b], y[b], w[b], total=total)
+        torch.testing.assert_close(found, value, rtol=1e-14, atol=0)
+        found.backward()
+    torch.testing.assert_close(x.grad, grad, rtol=1e-12, atol=1e-15)

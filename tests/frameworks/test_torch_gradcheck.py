@@ -1,0 +1,44 @@
+"""The loss inside PyTorch by torch's own gradcheck, with every option, and by gradgradcheck."""
+
+import math
+
+import pytest
+from samples import OMEGA, OPTIONS, X, Y, each_option
+
+from lalref import LocallyAdaptiveLoss as Loss
+
+torch = pytest.importorskip("torch")
+
+from lalref.adapters.torch import locally_adaptive_loss  # noqa: E402
+
+TWICE = {  # at a tie of p = inf second differences mean nothing
+    name: options for name, options in OPTIONS.items() if options.get("p") != math.inf
+}
+
+
+def of_few_pixels(options):
+    """Logits, and the loss of them."""
+    x, y, w = (torch.from_numpy(a.copy()) for a in (X[:1, :, :3], Y[:1, :3], OMEGA[:1, :3]))
+    x.requires_grad_()
+    return x, lambda x: locally_adaptive_loss(x, y, pixel_weight=w, **{"kernel_size": 3, **options})
+
+
+@each_option
+def test_gradcheck(options):
+    """At p = inf too, where the derivative of the one largest loss is the gradient."""
+    x, f = of_few_pixels(options)
+    assert torch.autograd.gradcheck(f, (x,))
+
+
+@pytest.mark.parametrize("options", TWICE.values(), ids=TWICE.keys())
+def test_gradgradcheck(options):
+    x, f = of_few_pixels(options)
+    assert torch.autograd.gradgradcheck(f, (x,))
+
+
+def test_gradgradcheck_refuses_a_wrong_second_derivative(monkeypatch):
+    hvp = Loss.hvp
+    monkeypatch.setattr(Loss, "hvp", lambda *a, **k: [2 * g for g in hvp(*a, **k)])
+    x, f = of_few_pixels({})
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        torch.autograd.gradgradcheck(f, (x,))
