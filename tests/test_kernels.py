@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lalref
+from lalref import engines
 from lalref.bench import gpu
-from lalref.engines import kernels
+from lalref.engines import array, kernels
 from lalref.engines.kernels_geometry import MOST_LENGTH, MOST_REACH, SCRATCH, SHARED_MEMORY, Geometry
 
 REPORT = Path(__file__).parents[1] / gpu.REPORT
@@ -114,6 +116,12 @@ def test_an_axis_whose_places_do_not_fit_into_31_bits_is_refused(a_device, monke
             f'takes up to 1073741824 pixels along an axis, and so many classes, got {n}: use engine="array"'
             == said
         )
+    monkeypatch.setattr(engines, "library", lambda xp: "cupy")
+    problem = types.SimpleNamespace(options=options, xp=None, logits=of_shape(*shape(2**31)))
+    assert engines.choose(problem, "gradient") is array
+    problem.options = lalref.LocallyAdaptiveLoss(engine="cuda")
+    with pytest.raises(ValueError, match=r'engine="cuda" takes up to 1073741824 pixels along an axis'):
+        engines.choose(problem, "gradient")
     longest = of_shape(*shape(MOST_LENGTH))
     assert kernels.why_not(longest, options) == ""
     call = Geometry.of(longest, longest.shape[2:], options, longest.dtype).call[0]

@@ -26,7 +26,8 @@ SMALL_TILES = {"TILE": (8, 4), "WIDE_TILE": (32, 1)}  # so that small images hav
 
 # In which order threads and blocks run: numbers as `host.HostModule` takes them.
 ORDERS = {"as numbered": 0, "reversed": 1, "shuffled": 12345}
-if "LALREF_NIGHTLY" in os.environ:
+NIGHTLY = "LALREF_NIGHTLY" in os.environ
+if NIGHTLY:
     ORDERS |= {f"shuffled by {seed}": seed for seed in range(2, 18)}
 
 
