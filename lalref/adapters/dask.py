@@ -59,7 +59,8 @@ def dask_value_and_grad(
     Raises
     ------
     TypeError, ValueError
-        As `lalref.lal_loss`, when it is computed; arrays that are no dask arrays, at once.
+        As `lalref.lal_loss`, when it is computed; arrays that are no dask arrays, or whose shape dask does not
+        know yet, at once.
 
     Examples
     --------
@@ -77,6 +78,8 @@ def dask_value_and_grad(
         if not isinstance(array, da.Array):
             told = f"{name} must be a dask array; got {type(array).__name__}"
             raise TypeError(f"{told}: dask.array.from_array() makes one")
+        if np.isnan(array.shape).any():
+            raise ValueError(f"{name} has chunks of unknown size: call its compute_chunk_sizes() first")
     check_maps(loss, logits, labels, pixel_weight)
     dtype = np.dtype("float64" if logits.dtype == np.float64 else "float32")
     axis, axes = loss.axis % logits.ndim, range(logits.ndim)

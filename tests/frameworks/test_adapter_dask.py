@@ -172,6 +172,8 @@ def test_the_door():
         dask_value_and_grad(LocallyAdaptiveLoss(), x, Y)
     with pytest.raises(ValueError, match=r"labels must have the shape of logits without class axis"):
         dask_value_and_grad(LocallyAdaptiveLoss(), x, da.concatenate([y, y], axis=1))
+    with pytest.raises(ValueError, match=r"labels has chunks of unknown size: call its compute_chunk_sizes"):
+        dask_value_and_grad(LocallyAdaptiveLoss(), x, y[da.from_array([True, True], chunks=1)])
     with pytest.raises(ValueError, match="no parts to combine"):
         dask_value_and_grad(LocallyAdaptiveLoss(reduction="none"), x, y)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
