@@ -1,8 +1,10 @@
 """Diagnosis: a planted mistake is named, with the part of the numbers that it explains, and no other."""
 
+import contextlib
 import functools
 import math
 import os
+import random
 import re
 
 import numpy as np
@@ -166,6 +168,27 @@ def test_pairs_are_found(one, two):
     both = type("Both", (BY_ID[one].form, BY_ID[two].form), {})()
     (finding,) = diagnose(observed(both, dtypes=["float64"])).findings
     assert set(finding.mistake.split("+")) == {one, two}
+
+
+# ---- three at once
+
+
+def threes(count):
+    """Sets of three mistakes, drawn by chance but always the same ones."""
+    draw = random.Random(11)
+    answering = [mistake for mistake in CATALOGUE if mistake.stage != "state"]
+    while count:
+        three = draw.sample(answering, 3)
+        with contextlib.suppress(TypeError):  # no order in which all could be asked
+            form = type("Three", tuple(mistake.form for mistake in three), {})
+            yield pytest.param(form, {mistake.id for mistake in three}, id="+".join(m.id for m in three))
+            count -= 1
+
+
+@pytest.mark.parametrize(("form", "made"), list(threes(25 if "LALREF_NIGHTLY" in os.environ else 2)))
+def test_of_three_mistakes_none_is_named_that_was_not_made(form, made):
+    named = names(form(), dtypes=["float64"])
+    assert {each for name in named for each in name.split("+")} <= made
 
 
 # ---- a part of the numbers
