@@ -83,8 +83,9 @@ def locally_adaptive_loss(
     logits, labels, pixel_weight = (
         jnp.asarray(a) if type(a) is np.ndarray else a for a in (logits, labels, pixel_weight)
     )
-    if axis_name is not None and loss.engine != "array":
-        raise ValueError(f'axis_name={axis_name!r} needs engine="array", which devices run themselves')
+    inside = hasattr(jax, "shard_map") and jax.sharding.get_abstract_mesh().manual_axes
+    if loss.engine != "array" and (axis_name is not None or inside):  # else one's value passes for everyone's
+        raise ValueError('axis_name= and jax.shard_map need engine="array", which devices run themselves')
     if axis_name is not None:
         return _of_the_whole(loss, axis_name, logits, labels, pixel_weight)
     if loss.engine == "array":

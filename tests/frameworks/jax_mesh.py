@@ -105,6 +105,16 @@ def a_nan_of_any_device_is_everyones(world):
         assert np.isnan(jax.jit(f)(cut(x), cut(y))), p
 
 
+def the_callback_is_refused_inside_shard_map(world):
+    """JAX would take one device's value for everyone's."""
+    mesh = jax.make_mesh((world,), ("devices",))
+    f = jax.shard_map(locally_adaptive_loss, mesh=mesh, in_specs=(P("devices"),) * 2, out_specs=P())
+    x, y = (jax.device_put(a, jax.NamedSharding(mesh, P("devices"))) for a in (X, Y))
+    for call in (f, jax.jit(f), jax.grad(f)):
+        with pytest.raises(ValueError, match=r'jax.shard_map need engine="array"'):
+            call(x, y)
+
+
 def more_than_the_first_derivative_backwards_is_refused(world):
     f, cut = over(jax.make_mesh((world,), ("devices",)), {"kernel_size": 1})
     x, y = cut(X), cut(Y)
@@ -149,6 +159,7 @@ if __name__ == "__main__":
     uneven_shards_are_refused_and_void_images_fill_them_up(world)
     a_nan_of_any_device_is_everyones(world)
     more_than_the_first_derivative_backwards_is_refused(world)
+    the_callback_is_refused_inside_shard_map(world)
     if world == 4:
         a_mesh_of_two_axes()
     print(f"{world} devices: all equal")
