@@ -290,7 +290,7 @@ def oracle_report(folder: Path) -> None:
 
 @main.command(short_help="Time the engines beside other ways.")
 @click.option("--quick", is_flag=True, help="Only 3 x 3 and 5 x 5 windows on the small batch.")
-@click.option("--seconds", default=8.0, show_default=True, help="How long to time each group of calls.")
+@click.option("--seconds", default=6.0, show_default=True, help="How long to time each group of calls.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all results here too."
 )

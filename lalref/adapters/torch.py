@@ -32,7 +32,7 @@ def locally_adaptive_loss(
     total: Parts | None = None,
     **options: Unpack[OptionsDict],
 ) -> Tensor:
-    """Return the loss of `input` and `target`, which autograd differentiates, twice too.
+    """Return the loss of `input` and `target`; autograd differentiates it twice, under torch.compile once.
 
     Parameters
     ----------

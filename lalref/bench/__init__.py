@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def main(
-    *, quick: bool = False, seconds: float = 8.0, json_file: Path | None = None, picture: Path | None = None
+    *, quick: bool = False, seconds: float = 6.0, json_file: Path | None = None, picture: Path | None = None
 ) -> list[Result]:
     """Run the benchmark, print its table, and write its JSON and picture where asked.
 
