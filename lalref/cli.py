@@ -73,6 +73,8 @@ def load_subject(ctx: click.Context, param: click.Parameter, value: str | None) 
             frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
         ]
         told = [*traceback.format_list(own_frames[-1:]), *traceback.format_exception_only(error)]
+        if isinstance(error, ModuleNotFoundError) and error.name in FRAMEWORKS:
+            told.append(f"pip install {error.name} brings it into the environment that lalref runs in")
         raise click.BadParameter(f"{file!r} can't be imported:\n{''.join(told).rstrip()}") from error
     found = getattr(module, function, None)
     if not callable(found):

@@ -150,6 +150,13 @@ def test_a_report_that_cannot_be_written_is_said_before_any_work(tmp_path):
     assert result.exit_code == 2, result.output
 
 
+def test_a_framework_that_is_not_there_is_told_with_how_to_install_it(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    done = invoke("verify", f"{write('import torch')}:loss", "--framework", "torch")
+    assert done.exit_code == 2
+    assert "pip install torch" in done.output
+
+
 def test_a_subject_may_import_its_neighbours(write):
     write("def f(logits, labels): raise NotImplementedError", "neighbour.py")
     result = invoke("verify", f"{write('from neighbour import f')}:f", "--quick")
