@@ -5,6 +5,7 @@ import pytest
 
 import lalref
 from lalref import oracle
+from lalref.oracle.case import OPTIONS
 from lalref.oracle.cases import CASES
 from lalref.oracle.mistakes import Textbook
 
@@ -123,3 +124,34 @@ def test_a_quick_run_is_a_selection_of_the_core():
     assert {r.name for r in report.results} == {c.name for c in CASES if c.quick}
     assert not report.extended()
     assert oracle.verify(textbook, quick=True, strict=True).extended()["tiny losses"] == "differs"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_quick_run_refuses_what_takes_an_option_and_ignores_it(option):
+    def f(logits, labels, **options):
+        value, grad = textbook(logits, labels, **options | {option: OPTIONS[option]})
+        return value, grad
+
+    report = oracle.verify(f, quick=True, dtype="float64")
+    assert report.verdict == "wrong"
+    assert not report.not_varied
+
+
+def test_a_quick_report_says_that_it_is_one_and_what_it_did_not_vary(monkeypatch):
+    import sys
+
+    from lalref.oracle.cases import BY_NAME
+
+    def f(logits, labels, *, kernel_size=5, stride=1, p=5.0):
+        return textbook(logits, labels, kernel_size=kernel_size, stride=stride, p=p)
+
+    report = oracle.verify(f, quick=True, dtype="float64")
+    assert str(report).startswith("f: right, as far as --quick asks\n")
+    assert "Not varied" not in str(report)
+    assert (report.to_dict()["quick"], report.to_dict()["not_varied"]) == (True, [])
+    few = [c for c in CASES if c.quick and not c.asks_for()]
+    monkeypatch.setattr(sys.modules["lalref.oracle.verify"], "CASES", [*few, BY_NAME["p-2"]])
+    report = oracle.verify(f, quick=True, dtype="float64")
+    assert "Not varied, though it takes them: kernel_size, stride." in str(report)
+    assert report.to_dict()["not_varied"] == ["kernel_size", "stride"]
+    assert str(oracle.verify(f, dtype="float64")).startswith("f: right\n")  # a full run of the same cases

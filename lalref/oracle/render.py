@@ -42,10 +42,13 @@ def plain(told: Report | Worst) -> str:
 def report(told: Report) -> RenderableType:
     """The verdict first, then what is known of the mistake, then the numbers, then what was left out."""
     ending = "" if told.reason.endswith("?") else "."
+    selection = ", as far as --quick asks" if told.quick and told.verdict == "right" else ""
     parts: list[RenderableType] = [
-        Text(f"{told.subject}: {told.verdict}", style=f"bold {COLOURS[told.verdict]}"),
+        Text(f"{told.subject}: {told.verdict}{selection}", style=f"bold {COLOURS[told.verdict]}"),
         Text(told.reason + ending),
     ]
+    if told.not_varied and told.verdict != "wrong":
+        parts.append(Text(f"Not varied, though it takes them: {', '.join(told.not_varied)}."))
     failed = [r for r in told.results if r.decides(told.strict) and r.outcome != "holds"]
     if told.diagnosis is not None:
         parts += ["", *_diagnosis(told.diagnosis)]

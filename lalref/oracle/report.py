@@ -58,6 +58,8 @@ class Report:
         Checks of how it behaves: called twice, on views, on large inputs. Outcome as in `Result`.
     unchecked : str
         Why these checks were not made; empty where they were.
+    not_varied : sequence of str
+        What the subject takes, and no case that decides had at another value than the default.
     """
 
     verdict: str
@@ -77,6 +79,7 @@ class Report:
     shrunk: Shrunk | None = None
     protocol: Sequence[Row] = ()
     unchecked: str = ""
+    not_varied: Sequence[str] = ()
 
     @property
     def exit_code(self) -> int:
@@ -140,6 +143,7 @@ class Report:
             "dtypes": list(self.dtypes),
             "fixed": {k: v if _in_json(v) else repr(v) for k, v in self.fixed.items()},
             "quick": self.quick,
+            "not_varied": list(self.not_varied),
             "strict": self.strict,
             "cases": [row(r) for r in self.results if not r.feature],
             "extended": {

@@ -15,7 +15,7 @@ from typing import Any
 from lalref.oracle import golden, protocol
 from lalref.oracle import shrink as smallest
 from lalref.oracle.call import Answer
-from lalref.oracle.case import OPTIONS, STAGES, Case
+from lalref.oracle.case import ARGUMENTS, OPTIONS, STAGES, Case
 from lalref.oracle.cases import CASES
 from lalref.oracle.judge import LIMIT, RAISED, in_units, judge
 from lalref.oracle.report import Report
@@ -58,8 +58,9 @@ def verify(
         with right answers that truth works out on the spot (some seconds). An option that `f` lacks and that
         is not named here is taken to be at its default.
     quick : bool
-        A selection of the core cases (for JAX, which compiles each set of options anew, those with every
-        option at its default); extended features only under `strict`.
+        A selection of the core cases, in which each option is varied (for JAX, which compiles each set of
+        options anew, those with every option at its default); extended features only under `strict`. The
+        report names what was not varied.
     strict : bool
         Let the extended features decide too.
     shrink : bool
@@ -138,6 +139,7 @@ def verify(
         if picture and result.decides(strict) and (worst is None or _telling(picture) > _telling(worst)):
             worst = picture
     verdict, reason = _decide(results, {case.name: case for case in taken.values()}, strict)
+    varied = {name for case, _, _ in runs if case.core or strict for name in case.asks_for()}
     rows: list[protocol.Row] = []
     asked = {name: (case, answers[case.name]) for name, case in taken.items()}
     unchecked = "" if dtypes[0] in DECIDING_DTYPES else f"they are asked in {' or '.join(DECIDING_DTYPES)}"
@@ -190,6 +192,7 @@ def verify(
         seconds=time.perf_counter() - began,
         protocol=rows,
         unchecked=unchecked,
+        not_varied=[name for name in ARGUMENTS if name in subject.takes - varied],
         shrunk=shrunk,
         diagnosis=diagnosis,
     )
