@@ -37,13 +37,19 @@ def shape_hint(logits: Shape, labels: Shape, axis: int) -> str:
 
 def option_hint(unknown: str, known: Iterable[str]) -> str:
     """Return which option `unknown` most likely is misspelt from, or else all there are."""
+    near = nearest(unknown, known)
+    return f"did you mean {near}=?" if near else f"allowed are {', '.join(sorted(known))}"
+
+
+def nearest(unknown: str, known: Iterable[str]) -> str:
+    """Return the name in `known` that `unknown` most likely is misspelt from; "" where none is near."""
     names = sorted(known)
     near = (
         difflib.get_close_matches(unknown, names, n=1)
         or [n for n in names if n.startswith(unknown)]
         or [n for n in names if difflib.get_close_matches(unknown, [n.split("_")[0]])]
     )
-    return f"did you mean {near[0]}=?" if near else f"allowed are {', '.join(names)}"
+    return near[0] if near else ""
 
 
 def refuse_unknown(caller: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -150,3 +150,29 @@ def test_extended_cases_are_refitted_too_where_that_leaves_their_feature(monkeyp
         ("1 spatial axis", "uint8 labels", "several ignored labels"), "holds"
     )
     assert report.skipped == {"sigma": ["flat-weights"]}
+
+
+def test_parameters_that_are_no_option_of_the_loss_are_named():
+    def f(logits, labels, ksize=5, exponent=5.0, *, ignore_label=255, sigma=1.0):
+        return textbook(logits, labels, sigma=sigma)
+
+    report = oracle.verify(f, quick=True, dtype="float64")
+    told = {"exponent": "", "ignore_label": "ignore_index", "ksize": "kernel_size"}
+    assert report.to_dict()["left_at_default"] == told
+    said = (
+        "Parameters that are no option of the loss, left at their defaults: exponent, ignore_label (did you "
+        "mean ignore_index?), ksize (did you mean kernel_size?)."
+    )
+    assert said in " ".join(str(report).split())
+
+
+def test_a_class_s_parameters_that_are_no_option_are_named_and_those_of_a_right_one_are_not():
+    class Loss:
+        def __init__(self, smoothing=0.0, p=5.0):
+            self.p = p
+
+        def __call__(self, logits, labels, **options):
+            return textbook(logits, labels, **options)
+
+    assert oracle.verify(Loss, quick=True, dtype="float64").left == {"smoothing": ""}
+    assert "no option of the loss" not in str(oracle.verify(textbook, quick=True, dtype="float64"))

@@ -102,7 +102,7 @@ class Command(Subject):
         if unknown := sorted(named - set(ARGUMENTS)):
             raise UsageError(f"takes names {', '.join(unknown)}, no option: {', '.join(ARGUMENTS)}")
         self.takes = named - set(self.fixed) if takes is None else named
-        self.function, self.layouts, self.memo = self._run, (), {}
+        self.function, self.layouts, self.memo, self.left = self._run, (), {}, {}
         self.dtypes = ("float16", "float32", "float64")  # .npy has no bfloat16
         self.check_fixed()
 

@@ -49,6 +49,11 @@ def report(told: Report) -> RenderableType:
     ]
     if told.not_varied and told.verdict != "wrong":
         parts.append(Text(f"Not varied, though it takes them: {', '.join(told.not_varied)}."))
+    if told.left:
+        names = [f"{name} (did you mean {near}?)" if near else name for name, near in told.left.items()]
+        parts.append(
+            Text(f"Parameters that are no option of the loss, left at their defaults: {', '.join(names)}.")
+        )
     failed = [r for r in told.results if r.decides(told.strict) and r.outcome != "holds"]
     if told.diagnosis is not None:
         parts += ["", *_diagnosis(told.diagnosis)]

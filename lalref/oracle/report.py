@@ -60,6 +60,9 @@ class Report:
         Why these checks were not made; empty where they were.
     not_varied : sequence of str
         What the subject takes, and no case that decides had at another value than the default.
+    left : mapping
+        Parameter of the subject that is no option of the loss and was left at its default -> the option that
+        its name is near to, or "".
     """
 
     verdict: str
@@ -80,6 +83,7 @@ class Report:
     protocol: Sequence[Row] = ()
     unchecked: str = ""
     not_varied: Sequence[str] = ()
+    left: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -144,6 +148,7 @@ class Report:
             "fixed": {k: v if _in_json(v) else repr(v) for k, v in self.fixed.items()},
             "quick": self.quick,
             "not_varied": list(self.not_varied),
+            "left_at_default": dict(self.left),
             "strict": self.strict,
             "cases": [row(r) for r in self.results if not r.feature],
             "extended": {

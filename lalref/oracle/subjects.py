@@ -24,7 +24,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lalref.hints import option_hint
+from lalref.hints import nearest, option_hint
 from lalref.loss import LocallyAdaptiveLoss
 from lalref.oracle import frameworks
 from lalref.oracle.call import LAYOUTS, Answer, Call, UsageError, as_float64, came, same
@@ -52,6 +52,9 @@ class Subject:
     fixed : dict
     takes : frozenset of str
         The arguments that it is passed.
+    left : dict
+        Parameters that are no option of the loss and keep their defaults, each with the option that its name
+        is near to, or "".
     layouts : tuple of str
         The ways its arrays can lie in memory, names of `LAYOUTS`.
     dtypes : tuple of str
@@ -76,7 +79,10 @@ class Subject:
         self.framework, self.fixed = framework, dict(fixed or {})
         self.name = getattr(function, "__name__", type(function).__name__)
         self.original: Any = function  # as it was given, for reports
-        self.function, self.takes = _callable_with_options(function, self.name)
+        self.function, named = _callable_with_options(function, self.name)
+        self.takes = named & set(ARGUMENTS)
+        untaken = set(ARGUMENTS) - self.takes
+        self.left = {k: nearest(k, untaken) for k in sorted(named - self.takes)}
         self.layouts = {"numpy": tuple(LAYOUTS), "torch": tuple(LAYOUTS)[::2]}.get(framework, ())
         self.memo: dict[Any, Any] = {}
         self.dtypes: tuple[str, ...] = DTYPES
@@ -162,7 +168,7 @@ class Subject:
 def _callable_with_options(
     function: Callable[..., Any], name: str
 ) -> tuple[Callable[..., Any], frozenset[str]]:
-    """The function to call with keyword options, and the names of those it takes."""
+    """The function to call with keyword options, and the names of its parameters beside logits and labels."""
     torch = sys.modules.get("torch")
     if torch is not None and inspect.isclass(function) and issubclass(function, torch.autograd.Function):
         return _autograd_function(function, name)
@@ -205,7 +211,7 @@ def _autograd_function(cls: Any, name: str) -> tuple[Callable[..., Any], frozens
 def _arguments_taken(
     function: Callable[..., Any], name: str, *, skip: int = 0, arrays: int = 2
 ) -> frozenset[str]:
-    """Names of the options in the signature, after `skip` parameters and `arrays` arrays."""
+    """Names in the signature, of options or not, after `skip` parameters and `arrays` arrays."""
     expected = "expected a function f(logits, labels, **options)"
     if not callable(function):
         raise UsageError(f"{expected}, got {type(function).__name__}: {function!r}")
@@ -229,9 +235,10 @@ def _arguments_taken(
             f"{name} needs {', '.join(strange)}, which is no option of the loss; the options are "
             f"{', '.join(ARGUMENTS)}"
         )
+    named = frozenset(p.name for p in rest if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     if any(p.kind is p.VAR_KEYWORD for p in rest) and arrays:
-        return frozenset(ARGUMENTS)
-    return frozenset(p.name for p in rest if p.name in ARGUMENTS and p.kind is not p.POSITIONAL_ONLY)
+        return named | set(ARGUMENTS)
+    return named
 
 
 def _equal(a: Any, b: Any) -> bool:

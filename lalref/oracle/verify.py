@@ -192,6 +192,7 @@ def verify(
         seconds=time.perf_counter() - began,
         protocol=rows,
         unchecked=unchecked,
+        left=subject.left,
         not_varied=[name for name in ARGUMENTS if name in subject.takes - varied],
         shrunk=shrunk,
         diagnosis=diagnosis,
