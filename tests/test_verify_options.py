@@ -150,6 +150,17 @@ def test_extended_cases_are_refitted_too_where_that_leaves_their_feature(monkeyp
         ("1 spatial axis", "uint8 labels", "several ignored labels"), "holds"
     )
     assert report.skipped == {"sigma": ["flat-weights"]}
+    assert "sigma, fixed at 1.4: 1 case (flat-weights)" in str(report)
+
+
+def test_what_is_fixed_is_not_blamed_for_cases_that_lack_another_option(monkeypatch):
+    def f(logits, labels):
+        return textbook(logits, labels, sigma=1.4)
+
+    few = [*(c for c in CASES if c.quick and not c.asks_for()), BY_NAME["p-2"], BY_NAME["probabilities-void"]]
+    monkeypatch.setattr(sys.modules["lalref.oracle.verify"], "CASES", few)
+    report = oracle.verify(f, fixed={"sigma": 1.4}, dtype="float64", quick=True)
+    assert report.skipped == {"p": ["p-2"], "space": ["probabilities-void"]}
 
 
 def test_parameters_that_are_no_option_of_the_loss_are_named():

@@ -73,7 +73,9 @@ def report(told: Report) -> RenderableType:
             parts.append(Text(f"\nExtended features, {outcome}: {', '.join(features)}{idle}."))
     if told.skipped:
         parts.append(Text("\nCases not put to it, by the option that it does not take:"))
-        parts += [Text(f"  {option}: {_listed(names)}") for option, names in told.skipped.items()]
+        for option, names in told.skipped.items():
+            built_in = f", fixed at {told.fixed[option]!r}" if option in told.fixed else ""
+            parts.append(Text(f"  {option}{built_in}: {_listed(names)}"))
     asked = len({r.name for r in told.results})
     largest = f"; the largest error is {number(told.units)} units" if told.verdict == "right" else ""
     parts.append(Text(f"\n{asked} cases in {told.seconds:.1f} s, {', '.join(told.dtypes)}{largest}."))
