@@ -85,8 +85,16 @@ def test_a_subject_that_always_raises_is_asked_about_its_framework():
 
     report = oracle.verify(f)
     assert report.verdict == "wrong"
-    assert report.reason.endswith("it raised: is it a subject of this framework?")
-    assert "this framework?\n" in str(report)
+    assert report.reason == (
+        "every case raised; first: AttributeError: 'numpy.ndarray' object has no attribute 'long'; "
+        "is --framework numpy what it was written for?"
+    )
+    assert "written for?\n" in str(report)
+
+    def g(logits, labels, **options):
+        return f(logits, labels, **options)
+
+    assert "; it accepts **options, so all of them were passed; " in oracle.verify(g, quick=True).reason
 
 
 def test_raising_on_an_extended_feature_is_reported_and_decides_only_under_strict():
@@ -155,3 +163,29 @@ def test_a_quick_report_says_that_it_is_one_and_what_it_did_not_vary(monkeypatch
     assert "Not varied, though it takes them: kernel_size, stride." in str(report)
     assert report.to_dict()["not_varied"] == ["kernel_size", "stride"]
     assert str(oracle.verify(f, dtype="float64")).startswith("f: right\n")  # a full run of the same cases
+
+
+def test_a_subject_that_raises_on_void_labels_alone_is_asked_which_label_it_ignores():
+    def f(logits, labels, *, extra=0.0):
+        if labels.max() >= logits.shape[1]:
+            raise IndexError(f"Target {labels.max()} is out of bounds")
+        value, grad = textbook(logits, labels)
+        return value, grad + extra
+
+    text = " ".join(str(oracle.verify(f, quick=True, dtype="float64")).split())
+    assert "What the mistake is It raises only where labels are 255, which is to be ignored. " in text
+    assert "--fixed ignore_index=-100" in text
+    found = oracle.verify(lambda x, y: f(x, y, extra=1.0), quick=True, dtype="float64").diagnosis.summary
+    assert found.startswith("It raises only where labels are 255")
+    assert len(found) > 200  # and what is wrong beside it
+
+
+def test_there_is_no_heading_without_a_word_under_it():
+    def f(logits, labels):
+        if labels[0, 0, 0] == 1:
+            raise ValueError("not this one")
+        return textbook(logits, labels)
+
+    report = oracle.verify(f, quick=True, dtype="float64")
+    assert (report.verdict, report.diagnosis) == ("wrong", None)
+    assert "What the mistake is" not in str(report)

@@ -7,6 +7,8 @@ answers come from `golden`, units from `units`, calls from `subjects`; here they
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -140,6 +142,9 @@ def verify(
         if picture and result.decides(strict) and (worst is None or _telling(picture) > _telling(worst)):
             worst = picture
     verdict, reason = _decide(results, {case.name: case for case in taken.values()}, strict)
+    always = bool(results) and all(r.note.startswith(RAISED) for r in results if r.decides(strict))
+    if verdict == "wrong" and always:
+        reason = _always_raised(subject, results[0].note.removeprefix(RAISED))
     varied = {name for case, _, _ in runs if case.core or strict for name in case.asks_for()}
     rows: list[protocol.Row] = []
     asked = {name: (case, answers[case.name]) for name, case in taken.items()}
@@ -152,7 +157,7 @@ def verify(
             verdict, reason = "wrong", f"{reason}, but these checks differ: {', '.join(failed)}"
     if (
         verdict == "wrong"
-        and not reason.endswith("?")  # where it always raised, its options are not the question
+        and not always  # then its options are not the question
         and not subject.fixed
         and (built_in := [k for k in OPTIONS if k not in subject.takes])
     ):
@@ -170,6 +175,10 @@ def verify(
             diagnosis = behaviour.explained(rows, subject, dtypes[0], asked, told, strict)
         elif told and any(r.outcome == "differs" and not r.feature for r in results):
             diagnosis = diagnose(told, subject)
+            summary = " ".join(
+                part for part in (_raised_for_void(results, taken, subject), diagnosis.summary) if part
+            )
+            diagnosis = dataclasses.replace(diagnosis, summary=summary) if summary else None
     shrunk = None
     failing = [r for r in results if r.decides(strict) and r.outcome != "holds"]
     by_name = {case.name: case for case in taken.values()}
@@ -205,6 +214,38 @@ def _telling(picture: Worst) -> tuple[int, float]:
     return (0 if picture.most <= LIMIT else 2 if picture.most < math.inf else 1), picture.most
 
 
+def _always_raised(subject: Subject, first: str) -> str:
+    """What is told of a subject that answered no case."""
+    told = f"every case raised; first: {first.rstrip('.')}; "
+    if subject.framework == "command":
+        return told + "does it read {case} and write {out} as it has to?"
+    if any(p.kind is p.VAR_KEYWORD for p in _parameters(subject.original)):
+        told += "it accepts **options, so all of them were passed; "
+    return told + f"is --framework {subject.framework} what it was written for?"
+
+
+def _parameters(function: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _raised_for_void(results: list[Result], taken: Mapping[str, Case], subject: Subject) -> str:
+    """What to ask who wrote a subject that raises where pixels are ignored, and nowhere else."""
+    raised = {r.name for r in results if not r.feature and r.note.startswith(RAISED)}
+    cases = [case for case in taken.values() if case.name in raised]
+    if not cases or "ignore_index" in {*subject.takes, *subject.fixed}:
+        return ""
+    label = OPTIONS["ignore_index"]
+    if not all((case.labels == label).any() for case in cases):
+        return ""
+    return (
+        f"It raises only where labels are {label}, which is to be ignored. Does it ignore another label? "
+        "Then say so: --fixed ignore_index=-100, if that is the one."
+    )
+
+
 def _decide(results: list[Result], cases: Mapping[str, Case], strict: bool) -> tuple[str, str]:
     """The verdict and one sentence why."""
     deciding = [r for r in results if r.decides(strict)]
@@ -216,8 +257,6 @@ def _decide(results: list[Result], cases: Mapping[str, Case], strict: bool) -> t
         )
         if raised := [r for r in failed if r.note.startswith(RAISED)]:
             told += "; it raised" if _names(failed) == 1 else f"; in {_names(raised)} of them it raised"
-        if len(raised) == len(deciding):
-            told += ": is it a subject of this framework?"
         return "wrong", told
     core = {r.name for r in results if not r.feature}
     if len(core) < ENOUGH:
