@@ -41,7 +41,7 @@ class Report:
     skipped : mapping
         Option that the subject lacks -> names of the cases that need it.
     worst : Worst or None
-        The worst of the deciding answers.
+        The worst numbers of a deciding answer: where some are wrong, that of the plainest case.
     subject, framework, framework_version : str
         Who was judged.
     dtypes, fixed, quick, strict

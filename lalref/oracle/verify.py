@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from lalref.oracle import golden, protocol
 from lalref.oracle import shrink as smallest
 from lalref.oracle.call import Answer
@@ -29,6 +31,7 @@ __all__ = ["LIMIT", "in_units", "verify"]
 DECIDING_DTYPES = ("float32", "float64")
 PROBED_DTYPES = ("float16", "bfloat16")
 PROBES = ("plain", "scattered-void", "wide-range", "p-2.5", "probabilities", "sum")  # in the probed dtypes
+PLAIN, PLAIN_LOGITS = (1e-6, 1e6), 100.0  # numbers that are read at a glance
 ENOUGH = 12  # core cases without which there is no verdict "right"
 
 
@@ -209,9 +212,14 @@ def verify(
     )
 
 
-def _telling(picture: Worst) -> tuple[int, float]:
-    """The wrong number that says most comes first: a finite one, for inf is often an accident of its own."""
-    return (0 if picture.most <= LIMIT else 2 if picture.most < math.inf else 1), picture.most
+def _telling(picture: Worst) -> tuple[float, ...]:
+    """What says most comes first: finite wrong numbers, for inf is often an accident, of the plainest case."""
+    if picture.most <= LIMIT:
+        return 0, picture.most
+    case, largest = picture.case, float(np.max(abs(picture.expected), initial=0))
+    ordinary = PLAIN[0] <= largest <= PLAIN[1] and float(np.max(abs(case.logits), initial=0)) <= PLAIN_LOGITS
+    finite = picture.most < math.inf
+    return 2 if finite else 1, ordinary, -len(case.asks_for()), -case.logits.size
 
 
 def _always_raised(subject: Subject, first: str) -> str:
