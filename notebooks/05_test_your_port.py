@@ -356,8 +356,9 @@ for scale, name in (
 # <summary>Answers</summary>
 #
 # **1.** Float32 does not. Its epsilon is $10^{-7}$, so that is some ten roundings of the answer itself; but a unit is what a
-# rounding of *every* input and operation may do, some hundreds of those. The worst gradient is off by 0.04 units. In float64,
-# whose epsilon is $10^{9}$ times smaller, nearly all are off by $10^5$ units and more. That is why both are asked.
+# rounding of *every* input and operation may do, some hundreds of those. All gradients but one are off by less than 0.05
+# units; the one of `reduction="none"`, where no mean is taken, by 0.6. In float64, whose epsilon is $10^{9}$ times smaller,
+# nearly all are off by $10^5$ units and more. That is why both are asked.
 #
 # ```python
 # def slightly(logits, labels, **options):
@@ -366,7 +367,9 @@ for scale, name in (
 #
 # report = oracle.verify(slightly, dtype="float32", quick=True)
 # assert report.verdict == "right"
-# assert core(report, "grad_units").max() < 0.1
+# *most, worst = np.sort(core(report, "grad_units"))
+# assert most[-1] < 0.05
+# assert worst < 1
 # report = oracle.verify(slightly, dtype="float64", quick=True)
 # assert report.verdict == "wrong"
 # assert np.quantile(core(report, "grad_units"), 0.1) > 1e5
