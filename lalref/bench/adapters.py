@@ -49,8 +49,23 @@ def _block(channels: int, out: int) -> Any:
     )
 
 
+class _Least(torch.autograd.Function):  # type: ignore[misc]
+    """The least that autograd asks for: what the engine gives, handed over, for an upstream gradient of 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, y: Any, loss: lalref.LocallyAdaptiveLoss) -> Any:
+        value, grad = loss.value_and_grad(x.detach().numpy(), y.numpy())
+        ctx.grad = torch.from_numpy(grad)
+        return torch.tensor(value)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Any) -> tuple[Any, None, None]:
+        grad, ctx.grad = ctx.grad, None
+        return grad, None, None
+
+
 def adapter_and_engine() -> dict[str, Callable[[], Any]]:
-    """Value and gradient by the numba engine itself, and through the adapter and autograd; checked."""
+    """Value and gradient by the numba engine itself, by the least of an autograd.Function, and the adapter; checked."""
     N, C, H, W = SHAPE
     x, y = inputs.logits(SHAPE), inputs.labels("blobs", (N, H, W), C)
     loss, criterion = lalref.LocallyAdaptiveLoss(), LocallyAdaptiveLoss()
@@ -62,16 +77,26 @@ def adapter_and_engine() -> dict[str, Callable[[], Any]]:
         kept[0] = loss.value_and_grad(x, y)
         return kept[0]
 
-    def adapter() -> Any:
-        tensor.grad = None
-        value = criterion(tensor, target)
-        value.backward()
-        return value.detach(), tensor.grad
+    def by_autograd(function: Callable[[Any, Any], Any]) -> Callable[[], Any]:
+        def call() -> Any:
+            tensor.grad = None
+            value = function(tensor, target)
+            value.backward()
+            return value.detach(), tensor.grad
 
-    (value, grad), (found, found_grad) = engine(), adapter()
-    if float(found) != float(value) or not np.array_equal(found_grad.numpy(), grad):
-        raise ValueError("the adapter's answer is not the engine's: it is not timed")
-    return {"numba engine": engine, "torch adapter": adapter}
+        return call
+
+    found = {
+        "numba engine": engine,
+        "least autograd.Function": by_autograd(lambda x, y: _Least.apply(x, y, loss)),
+        "torch adapter": by_autograd(criterion),
+    }
+    value, grad = engine()
+    for name, call in found.items():
+        answer = [np.asarray(each) for each in call()]
+        if answer[0] != value or not np.array_equal(answer[1], grad):
+            raise ValueError(f"{name}: its answer is not the engine's: it is not timed")
+    return found
 
 
 def training_steps() -> dict[str, Callable[[], Any]]:

@@ -34,6 +34,7 @@ def test_the_benchmark_checks_and_then_times(monkeypatch, capsys):
     ratios = adapters.main(seconds=0.1)
     assert list(ratios) == [
         "numba engine",
+        "least autograd.Function",
         "torch adapter",
         "U-Net step, cross_entropy",
         "U-Net step, lalref",
