@@ -127,3 +127,19 @@ def at_home(xp: Namespace, array: Array) -> contextlib.AbstractContextManager[An
 def as_scalar(value: Array) -> Array:
     """Return a 0-d `value` as its library's users meet it: NumPy's scalar, the others' 0-d array."""
     return value[()] if isinstance(value, np.ndarray) else value
+
+
+def native(array: Array) -> Array:
+    """The array in this machine's byte order."""
+    if isinstance(array, np.ndarray) and not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """The array as NumPy's, brought from its device."""
+    if is_torch(array):
+        array = array.detach().cpu()
+    elif library(namespace(array)) == "cupy":
+        array = array.get()
+    return np.asarray(array)

@@ -8,9 +8,7 @@ loss may come in.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import operator
 
 import numpy as np
 
@@ -23,13 +21,15 @@ from lalref.arrays import (
     at_home,
     device_of,
     dtype_name,
-    is_torch,
     library,
     namespace,
+    native,
+    to_numpy,
     wide_dtype,
     working_dtype,
 )
 from lalref.hints import shape_hint
+from lalref.labels import canonical_labels
 from lalref.options import DefaultIgnoreIndex, Options
 
 MAX_SPATIAL_AXES = 5
@@ -74,7 +74,7 @@ class Problem:
             raise ValueError(f"{what} must have the shape of logits, {want}; got {tuple(array.shape)}")
         if dtype_name(array.dtype) not in FLOATS:
             raise TypeError(f"{what} must be of dtype {', '.join(FLOATS)}; got {dtype_name(array.dtype)}")
-        canonical = _move(xp, _native(array), options.axis, 1)
+        canonical = _move(xp, native(array), options.axis, 1)
         return xp.astype(canonical, working_dtype(xp, self.logits.dtype), copy=False)
 
     def caller_gradient(self, grad: Array) -> Array:
@@ -95,7 +95,7 @@ class Problem:
             )
         if dtype_name(grad_output.dtype) not in FLOATS:
             raise TypeError(f"grad_output must be floating-point; got {dtype_name(grad_output.dtype)}")
-        return xp.astype(_native(grad_output), wide)
+        return xp.astype(native(grad_output), wide)
 
 
 def prepare(logits: Array, labels: Array, pixel_weight: Array | None, options: Options) -> Problem:
@@ -126,7 +126,7 @@ def _prepare(
         raise TypeError(
             f"labels must be integers (class indices, uint8 masks too); got {dtype_name(labels.dtype)}"
         )
-    x = _move(xp, _native(logits), _axis(logits, options), 1)
+    x = _move(xp, native(logits), _axis(logits, options), 1)
     N, C, *S = x.shape
     want = (N, *S)
     if tuple(labels.shape) != want:
@@ -150,7 +150,7 @@ def _prepare(
         )
     options.radii(len(S))
     refusals = Refusals()
-    y = _canonical_labels(xp, labels, C, options, refusals)
+    y = canonical_labels(xp, labels, C, options, refusals)
     grid = (slice(None), *(slice(None, None, s) for s in options.strides(len(S))))
     y_grid = y[grid]
     valid, weights = y_grid >= 0, None
@@ -200,12 +200,6 @@ def _same_library(what: str, array: Array, other: str, second: Array) -> None:
         )
 
 
-def _native(array: Array) -> Array:
-    if isinstance(array, np.ndarray) and not array.dtype.isnative:
-        return array.astype(array.dtype.newbyteorder("="))
-    return array
-
-
 def _axis(logits: Array, options: Options) -> int:
     shape = tuple(logits.shape)
     if not 2 <= len(shape) <= 2 + MAX_SPATIAL_AXES:
@@ -230,86 +224,6 @@ def _to_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     moved = [N, *S]
     moved.insert(axis % len(shape), C)
     return tuple(moved)
-
-
-def _ignored(xp: Namespace, labels: Array, options: Options) -> Array:
-    """Where a label is one of ignore_index; bool, shaped as `labels`."""
-    limits = xp.iinfo(labels.dtype)
-    # No other label can be equal.
-    each = [labels == index for index in options.ignored_labels if limits.min <= index <= limits.max]
-    return functools.reduce(operator.or_, each) if each else xp.zeros_like(labels, dtype=xp.bool)
-
-
-def _canonical_labels(xp: Namespace, labels: Array, C: int, options: Options, refusals: Refusals) -> Array:
-    """Labels as `Problem` has them; what is no class is C, and refused unless check=False."""
-    labels = _native(labels)
-    if isinstance(labels, np.ndarray) and labels.size:
-        y = _numpy_labels(labels, C, options)
-        if y is not None:
-            return y
-    return _checked_labels(xp, labels, C, options, refusals)
-
-
-def _numpy_labels(labels: np.ndarray, C: int, options: Options) -> np.ndarray | None:
-    """`_checked_labels` by the cacheful and in few passes, for it took longer than the loss; None if one must be told.
-
-    One byte a pixel where that will do, as four are a twentieth of the gradient.
-    """
-    y = np.empty(labels.shape, np.int8 if C <= 127 else np.int32)
-    rows = max(1, (1 << 16) * len(labels) // labels.size)
-    axis = 1 if labels.ndim > 1 and rows == 1 else 0  # a batch of one image is cut along its rows
-    rows = max(1, (1 << 16) * labels.shape[axis] // labels.size)
-    for i in range(0, labels.shape[axis], rows):
-        here = (slice(None),) * axis + (slice(i, i + rows),)
-        part = labels[here]
-        ignored = _ignored(np, part, options)
-        # A negative number is a large one to the unsigned type of its size.
-        bad = part.view(f"u{part.itemsize}") >= C
-        y[here] = part
-        y[here] |= -ignored.view(np.int8)  # -1 has all bits set, so that no mask need be asked pixel by pixel
-        bad = bad > ignored
-        if bad.any():
-            if options.check:
-                return None
-            y[here][bad] = C
-    return y
-
-
-def _checked_labels(xp: Namespace, labels: Array, C: int, options: Options, refusals: Refusals) -> Array:
-    ignored = _ignored(xp, labels, options)
-    if xp.iinfo(labels.dtype).bits < 32:
-        labels = xp.astype(labels, xp.int32)  # so that C fits the dtype, and every library can compare it
-    elif is_torch(labels) and dtype_name(labels.dtype) in ("uint32", "uint64"):
-        labels = xp.astype(labels, xp.int64)  # torch can't compare these
-    bad = ~ignored & ((labels < 0) | (labels >= C))
-    if options.check:
-        refusals.where(
-            xp.any(bad),
-            lambda: _bad_labels(labels, bad, C, options),
-            while_tracing="labels can't be checked while tracing (jax.jit, torch.compile, vmap): pass check=False",
-        )
-    inside = xp.astype(xp.where(bad | ignored, xp.zeros_like(labels), labels), xp.int32)
-    return xp.where(ignored, -1, xp.where(bad, C, inside))
-
-
-def _bad_labels(labels: Array, bad: Array, C: int, options: Options) -> str:
-    labels, bad = (_to_numpy(a) for a in (labels, bad))
-    values = np.unique(labels[bad])
-    shown = ", ".join(str(v) for v in values[:5]) + (", …" if values.size > 5 else "")
-    first = tuple(int(i) for i in np.argwhere(bad)[0])
-    return (
-        f"labels must be in [0, {C}) or ignored (ignore_index={options.ignore_index}); "
-        f"{int(bad.sum())} of {labels.size} are not: {shown}, first at {first}. "
-        "Name the void label with ignore_index=, or mend the labels"
-    )
-
-
-def _to_numpy(array: Array) -> np.ndarray:
-    if is_torch(array):
-        array = array.detach().cpu()
-    elif library(namespace(array)) == "cupy":
-        array = array.get()
-    return np.asarray(array)
 
 
 def _weights(
@@ -338,7 +252,7 @@ def _weights(
             )
         if dtype_name(pixel_weight.dtype) not in FLOATS:
             raise TypeError(f"pixel_weight must be floating-point; got {dtype_name(pixel_weight.dtype)}")
-        weight = xp.where(y >= 0, xp.astype(_native(pixel_weight), wide), 0.0)
+        weight = xp.where(y >= 0, xp.astype(native(pixel_weight), wide), 0.0)
         bad = ~((weight >= 0) & (weight < math.inf))
         if options.check:
             refusals.where(
@@ -353,7 +267,7 @@ def _weights(
 
 
 def _bad_weights(weight: Array, bad: Array) -> str:
-    weight, bad = (_to_numpy(a) for a in (weight, bad))
+    weight, bad = (to_numpy(a) for a in (weight, bad))
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     return (
         f"pixel_weight must be finite and >= 0 where labels are not ignored; "
