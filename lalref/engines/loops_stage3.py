@@ -34,9 +34,8 @@ def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) ->
     weight = np.float64(count) if omega is None else np.sum(omega)
     flat, w = flat_view(ell), flat_view(omega) if omega is not None else flat_view(np.empty(0))
     blocks = _blocks(flat.size, _BLOCK)
-    found = np.zeros(
-        (2, len(blocks))
-    )  # of each block its largest loss, and the sum of powers relative to that
+    # Of each block its largest loss, and the sum of powers relative to that.
+    found = np.zeros((2, len(blocks)))
 
     def work(i: int) -> None:
         found[:, i] = maps.power_sum(flat, w, int(min(options.p, 1024)), *blocks[i])
@@ -51,10 +50,9 @@ def parts_of(ell: Array, omega: Array | None, valid: Array, options: Options) ->
 
     def by_numpy(i: int) -> None:
         here = slice(*blocks[i])
-        valid_here = flat_view(valid)[here]
-        w_here = w[here] if omega is not None else valid_here.astype(np.float64)
+        some = flat[here], _weights(omega, valid, here), flat_view(valid)[here]
         with np.errstate(all="ignore"):  # threads have settings of their own
-            sums[i] = minkowski.parts(flat[here], w_here, valid_here, options, maximum).power_sum
+            sums[i] = minkowski.parts(*some, options, maximum).power_sum
 
     run(by_numpy, range(len(blocks)))
     return Parts(maximum, np.sum(sums), weight, count, options, ell.dtype.name)
@@ -76,9 +74,8 @@ def shares(
 
     def by_numpy(block: tuple[int, int]) -> None:
         here = slice(*block)
-        w_here = w[here] if omega is not None else flat_view(valid)[here].astype(np.float64)
         with np.errstate(all="ignore"):
-            to[here] = minkowski.shares(flat[here], w_here, total) * grad_output
+            to[here] = minkowski.shares(flat[here], _weights(omega, valid, here), total) * grad_output
 
     if p != 1 and not _integer_power(options, maximum):
         run(by_numpy, _blocks(flat.size, _NUMPY_BLOCK))
@@ -92,6 +89,10 @@ def shares(
         _blocks(flat.size, _BLOCK),
     )
     return g
+
+
+def _weights(omega: Array | None, valid: Array, here: slice) -> Array:
+    return flat_view(valid)[here].astype(np.float64) if omega is None else flat_view(omega)[here]
 
 
 def _blocks(size: int, step: int) -> Sequence[tuple[int, int]]:
