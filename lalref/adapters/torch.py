@@ -200,7 +200,7 @@ class _Value(torch.autograd.Function):  # type: ignore[misc]
         compiling = torch.compiler.is_compiling()
         if grad is None or (torch.is_grad_enabled() and not compiling):
             return _Gradient.apply(*ctx.saved_tensors, *ctx.said, upstream), *(None,) * 4
-        if compiling or upstream.device.type != "cpu" or upstream.item() != 1:  # a GPU is not waited for
+        if compiling or not upstream.is_cpu or upstream.item() != 1:  # a GPU is not waited for
             grad = grad * upstream
         return grad, *(None,) * 4
 

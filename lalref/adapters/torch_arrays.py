@@ -46,11 +46,11 @@ def call(what: str, spelt: str, *tensors: Tensor | None, total: Parts | None = N
 
 def on_engine(function: Callable[..., Any], spelt: str, *given: Any) -> list[Any]:
     """function(loss, *arrays) of the tensors' own memory, as tensors; of tensors themselves where torch works."""
-    loss, device = loss_of(spelt), given[0].device
+    loss, x = loss_of(spelt), given[0]
     given = tuple(_each(_detached, a) for a in given)
-    if loss.engine == "array" or device.type not in ("cpu", "cuda"):
+    if loss.engine == "array" or not (x.is_cpu or x.is_cuda):
         return list(function(loss, *given))
-    if device.type == "cpu":
+    if x.is_cpu:
         results = function(loss, *(_each(np.asarray, a) for a in given))
         return [_each(lambda a: torch.from_numpy(np.asarray(a)), found) for found in results]
     try:
@@ -60,8 +60,8 @@ def on_engine(function: Callable[..., Any], spelt: str, *given: Any) -> list[Any
             "pip install 'lalref[cuda13]' or, for older drivers, 'lalref[cuda12]'; or pass engine=\"array\""
         )
         raise ImportError(f"tensors on a GPU need CuPy: {told}") from error
-    stream = torch.cuda.current_stream(device).cuda_stream
-    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream, device.index):
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    with cupy.cuda.Device(x.device.index), cupy.cuda.ExternalStream(stream, x.device.index):
         results = function(loss, *(_each(cupy.from_dlpack, a) for a in given))
         return [_each(torch.from_dlpack, found) for found in results]
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
+import scipy.stats
 import torch
 from torch import nn
 
@@ -56,7 +58,7 @@ class _Least(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, x: Any, y: Any, loss: lalref.LocallyAdaptiveLoss) -> Any:
         value, grad = loss.value_and_grad(x.detach().numpy(), y.numpy())
         ctx.grad = torch.from_numpy(grad)
-        return torch.tensor(value)
+        return torch.from_numpy(np.asarray(value))
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, None, None]:
@@ -70,28 +72,31 @@ def adapter_and_engine() -> dict[str, Callable[[], Any]]:
     x, y = inputs.logits(SHAPE), inputs.labels("blobs", (N, H, W), C)
     loss, criterion = lalref.LocallyAdaptiveLoss(), LocallyAdaptiveLoss()
     tensor, target = torch.from_numpy(x).requires_grad_(), torch.from_numpy(y)
-    kept: list[Any] = [None]  # as x.grad is kept, so that memory is given back at the same moment
+    last: list[Any] = [None]  # the answer, given back when the next call begins: all work in the same memory
 
-    def engine() -> Any:
-        kept[0] = None
-        kept[0] = loss.value_and_grad(x, y)
-        return kept[0]
+    def by_engine() -> Any:
+        return loss.value_and_grad(x, y)
 
-    def by_autograd(function: Callable[[Any, Any], Any]) -> Callable[[], Any]:
+    def by_autograd(function: Callable[[Any, Any], Any]) -> Any:
+        value = function(tensor, target)
+        value.backward()
+        grad, tensor.grad = tensor.grad, None
+        return value.detach(), grad
+
+    def kept(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
         def call() -> Any:
-            tensor.grad = None
-            value = function(tensor, target)
-            value.backward()
-            return value.detach(), tensor.grad
+            last[0] = None
+            last[0] = function(*given)
+            return last[0]
 
         return call
 
     found = {
-        "numba engine": engine,
-        "least autograd.Function": by_autograd(lambda x, y: _Least.apply(x, y, loss)),
-        "torch adapter": by_autograd(criterion),
+        "numba engine": kept(by_engine),
+        "least autograd.Function": kept(by_autograd, lambda x, y: _Least.apply(x, y, loss)),
+        "torch adapter": kept(by_autograd, criterion),
     }
-    value, grad = engine()
+    value, grad = by_engine()
     for name, call in found.items():
         answer = [np.asarray(each) for each in call()]
         if answer[0] != value or not np.array_equal(answer[1], grad):
@@ -127,52 +132,92 @@ def training_steps() -> dict[str, Callable[[], Any]]:
     return steps
 
 
-def timed(contestants: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, in rounds that take each contestant once, every second one backwards.
+class Times(NamedTuple):
+    """Seconds of one call, and what of them the engine's value_and_grad took within it."""
+
+    call: float
+    engine: float
+
+
+def timed(contestants: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[Times]]:
+    """Times of each call, in rounds that take each contestant once, every second one backwards.
 
     Before each timed call goes one that is not, so that nobody is charged for another's leftovers: threads that
     still spin, memory and caches that were somebody else's.
     """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[Times]] = {name: [] for name in contestants}
     order = list(contestants.items())
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[order[0][0]]) < 5:
-        for name, call in order:
-            call()
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-        order.reverse()
+    within = [0.0]
+    engine = lalref.LocallyAdaptiveLoss.value_and_grad
+
+    def watched(*args: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        answer = engine(*args, **options)
+        within[0] = time.perf_counter() - start
+        return answer
+
+    with mock.patch.object(lalref.LocallyAdaptiveLoss, "value_and_grad", watched):
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(times[order[0][0]]) < 5:
+            for name, call in order:
+                call()
+                within[0] = 0.0
+                start = time.perf_counter()
+                call()
+                times[name].append(Times(time.perf_counter() - start, within[0]))
+            order.reverse()
     return times
 
 
-def main(seconds: float = 60.0) -> dict[str, float]:
-    """Print both comparisons; return the ratio of the second to the first of each, by the second's name."""
+class Row(NamedTuple):
+    """A contestant beside the first of its kind."""
+
+    seconds: float
+    ratio: float  # the median of the rounds' ratios
+    interval: tuple[float, float]  # of that median, in 95 of 100 resamples
+    outside: float  # seconds of a call that are not its engine's
+
+
+def compared(taken: list[Times], base: list[Times]) -> Row:
+    """`taken` beside `base`, which was timed in the same rounds."""
+    call, engine = np.transpose(taken)
+    ratios = call / np.transpose(base)[0]
+    low, high = scipy.stats.bootstrap(
+        (ratios,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    interval = float(low), float(high)
+    return Row(float(np.median(call)), float(np.median(ratios)), interval, float(np.median(call - engine)))
+
+
+def main(seconds: float = 60.0) -> dict[str, Row]:
+    """Print both comparisons; return the rows by name."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{SHAPE} float32, {torch.get_num_threads()} threads")
-    for column in (
+    columns = (
         "",
         "median ms",
-        "minimum ms",
         "rounds",
-        "ratio of medians",
         "median of the rounds' ratios",
-    ):
+        "95 % interval",
+        "ms outside the engine",
+    )
+    for column in columns:
         table.add_column(column, justify="right" if column else "left")
-    ratios = {}
-    for contestants, share in ((adapter_and_engine(), 1 / 4), (training_steps(), 3 / 4)):
-        times = timed(contestants, share * seconds)
+    rows = {}
+    for contestants, by_engine in ((adapter_and_engine(), True), (training_steps(), False)):
+        times = timed(contestants, seconds / 2)
         base = next(iter(times.values()))
         for name, taken in times.items():
-            ratio = float(np.median(taken) / np.median(base))
-            paired = float(np.median(np.divide(taken, base)))
-            row = (f"{1e3 * np.median(taken):.1f}", f"{1e3 * min(taken):.1f}", str(len(taken)))
-            table.add_row(name, *row, f"{ratio:.3f}", f"{paired:.3f}")
-            ratios[name] = ratio
-    Console(width=110).print(table)
-    return ratios
+            rows[name] = row = compared(taken, base)
+            outside = f"{1e3 * row.outside:.2f}" if by_engine else ""
+            interval = "{:.3f} to {:.3f}".format(*row.interval) if taken is not base else ""
+            table.add_row(
+                name, f"{1e3 * row.seconds:.1f}", str(len(taken)), f"{row.ratio:.3f}", interval, outside
+            )
+    Console(width=120).print(table)
+    return rows
 
 
 if __name__ == "__main__":

@@ -200,6 +200,8 @@ class OnGpu(torch.Tensor):
     def __dlpack_device__(self):
         return self.as_subclass(torch.Tensor).__dlpack_device__()
 
+    is_cpu, is_cuda = False, True
+
     def __dlpack__(self, **how):
         return self.as_subclass(torch.Tensor).__dlpack__(**how)
 

@@ -31,18 +31,32 @@ def test_the_benchmark_checks_and_then_times(monkeypatch, capsys):
     from lalref.bench import adapters
 
     monkeypatch.setattr(adapters, "SHAPE", (1, 5, 40, 40))
-    ratios = adapters.main(seconds=0.1)
-    assert list(ratios) == [
+    rows = adapters.main(seconds=0.1)
+    assert list(rows) == [
         "numba engine",
         "least autograd.Function",
         "torch adapter",
         "U-Net step, cross_entropy",
         "U-Net step, lalref",
     ]
-    assert all(ratio > 0 for ratio in ratios.values())
+    assert all(0 < row.outside < row.seconds for row in list(rows.values())[:3])  # the engine's part is seen
+    assert rows["U-Net step, cross_entropy"].outside == rows["U-Net step, cross_entropy"].seconds
     assert "(1, 5, 40, 40) float32" in capsys.readouterr().out
 
     right = adapters.LocallyAdaptiveLoss
     monkeypatch.setattr(adapters, "LocallyAdaptiveLoss", lambda: right(p=4.0))
     with pytest.raises(ValueError, match="not timed"):
         adapters.adapter_and_engine()
+
+
+def test_the_benchmark_compares_what_was_timed_in_one_round():
+    from lalref.bench.adapters import Times, compared
+
+    slow_rounds = [1.0, 4.0, 1.0, 4.0, 4.0]
+    base = [Times(t, t) for t in slow_rounds]
+    row = compared([Times(1.1 * t, 0.9 * t) for t in slow_rounds], base)
+    assert (row.ratio, *row.interval) == pytest.approx((1.1, 1.1, 1.1))
+    assert (row.seconds, row.outside) == pytest.approx((4.4, 0.8))
+    assert compared([*base[1:], Times(1.0, 1.0)], base).ratio == 1  # of ratios .25, 1, 4, 1 and .25
+    _, _, (low, high), _ = compared([Times(t, 0.0) for t in range(1, 60)], [Times(1.0, 1.0)] * 59)
+    assert 15 < low < 25 < 30 < 35 < high < 45
