@@ -32,6 +32,8 @@ PACKAGES = {
     "torch": ("torch",),
     "jax": ("jax",),
     "tensorflow": ("tensorflow-cpu", "tensorflow"),
+    "keras": ("keras",),
+    "dask": ("dask",),
 }
 
 #: Variables that change how many threads the libraries beneath take.

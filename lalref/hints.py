@@ -44,6 +44,8 @@ def option_hint(unknown: str, known: Iterable[str]) -> str:
 def nearest(unknown: str, known: Iterable[str]) -> str:
     """Return the name in `known` that `unknown` most likely is misspelt from; "" where none is near."""
     names = sorted(known)
+    if unknown == "weight" and "class_weight" in names:  # torch's name for it; pixel_weight is as near
+        return "class_weight"
     near = (
         difflib.get_close_matches(unknown, names, n=1)
         or [n for n in names if n.startswith(unknown)]

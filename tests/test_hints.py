@@ -44,7 +44,7 @@ def test_no_hint_is_given_where_none_is_likely():
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("kernel", "kernel_size"), ("reductoin", "reduction"), ("ignore_label", "ignore_index"),
-     ("pixel_weights", "pixel_weight"), ("weight", "pixel_weight")],
+     ("pixel_weights", "pixel_weight"), ("weight", "class_weight")],
 )  # fmt: skip
 def test_an_unknown_option_is_refused_by_the_function_that_was_called(name, meant):
     for call, args in (
