@@ -8,19 +8,26 @@ parts together. In come arrays that can be cut and read piece by piece: NumPy's 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import operator
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from lalref.arrays import FLOATS, Array, dtype_name
+from lalref.hints import shape_hint
 from lalref.loss import LocallyAdaptiveLoss
 from lalref.minkowski import Parts, combine
 
 __all__ = ["scene_parts", "scene_value_and_grad"]
 
+POSITION = re.compile(r"\bat \(([\d, ]+)\)")  # of a bad label or weight, as the door tells it
 Slices = tuple[slice, ...]
 Spans = Sequence[tuple[int, int]]
 
@@ -41,7 +48,8 @@ def scene_parts(
     loss : LocallyAdaptiveLoss
         With reduction "mean" or "sum".
     logits, labels, pixel_weight : array-like
-        As `lal_loss` takes them, but only ever read as ``array[slices]``.
+        As `lal_loss` takes them, but only ever read as ``array[slices]``. How to give a source of one image without
+        a batch axis, (C, H, W), docs/howto/shard.md shows.
     tile : int, default 512
         Length of a tile along each spatial axis. Over two axes about ``45 * tile**2`` bytes are in use for the
         maps of weights and losses, ``4 * C * tile**2`` for a float32 copy of 16-bit logits, as much again for a
@@ -57,7 +65,8 @@ def scene_parts(
     Raises
     ------
     TypeError, ValueError
-        As `lal_loss`, with a note of the tile; or `empty` is "raise", which no tile can decide.
+        As `lal_loss`, with a note of the tile (counts are the tile's, positions the scene's); or `loss` is no
+        `LocallyAdaptiveLoss`, or its `empty` is "raise", which no tile can decide.
 
     Examples
     --------
@@ -96,8 +105,10 @@ def scene_value_and_grad(
     loss, logits, labels, pixel_weight, tile, progress
         As for `scene_parts`.
     grad : array-like shaped as the logits
-        Written to as ``grad[slices] = ...``, each entry once. Of a mean over millions of windows the entries are
-        too small for float16: make it float32, or scale by `grad_output`.
+        Written to as ``grad[slices] = ...``, each entry once. It must be other memory, another file or data set than
+        what is read, of which tiles are read after others are written. That is checked as far as it can be told (not
+        through a wrapper of yours). Of a mean over millions of windows the entries
+        are too small for float16: make it float32, or scale by `grad_output`.
     grad_output : float, default 1.0
         What the gradient is multiplied by, before it is rounded to the dtype of `grad`.
 
@@ -109,7 +120,8 @@ def scene_value_and_grad(
     Raises
     ------
     TypeError, ValueError
-        As `scene_parts`, and where `grad` has another shape than the logits.
+        As `scene_parts`, and where `grad` has another shape than the logits, is of no floating-point dtype, is
+        read-only, or overlaps what is read; before any work.
 
     Examples
     --------
@@ -123,12 +135,54 @@ def scene_value_and_grad(
     >>> bool(np.allclose(grad, loss.value_and_grad(logits, labels)[1], atol=1e-9))
     True
     """
-    if tuple(grad.shape) != tuple(logits.shape):
-        raise ValueError(f"grad must have the shape of logits, {logits.shape}; got {grad.shape}")
+    _check_grad(grad, logits, labels, pixel_weight)
     total = scene_parts(loss, logits, labels, pixel_weight=pixel_weight, tile=tile, progress=progress)
     for cut in _shown(_scene_tiles(loss, logits, tile, 2), progress, "gradient"):
         grad[cut.inner] = cut.gradient(loss, total, grad_output, *cut.read(logits, labels, pixel_weight))
     return total.value
+
+
+def _check_grad(grad: Array, logits: Array, labels: Array, pixel_weight: Array | None) -> None:
+    """Refuse a `grad` that can't take the gradient, before any work, or would spoil what is still to be read."""
+    shape = tuple(logits.shape)
+    if tuple(grad.shape) != shape:
+        raise ValueError(f"grad must have the shape of logits, {shape}; got {tuple(grad.shape)}")
+    if dtype_name(grad.dtype) not in FLOATS:
+        raise TypeError(f"grad must be of dtype {', '.join(FLOATS)}; got {dtype_name(grad.dtype)}")
+    flags, file = getattr(grad, "flags", None), getattr(grad, "file", None)  # NumPy's; HDF5's
+    if not getattr(flags, "writeable", True) or getattr(file, "mode", "") == "r":
+        raise ValueError('grad is read-only: open it for writing, a memmap with mode "r+" or "w+"')
+    for name, array in {"logits": logits, "labels": labels, "pixel_weight": pixel_weight}.items():
+        if array is not None and _overlap(grad, array):
+            raise ValueError(
+                f"grad overlaps {name}, of which tiles are read after others are written: "
+                "give it memory or a file of its own"
+            )
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    """Whether writing to `a` may change `b`, as far as can be told."""
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        # h5py and Zarr tell two handles of one data set; what computes with == is not asked
+        return a is b or (type(a) is type(b) and not hasattr(a, "__array_ufunc__") and (a == b) is True)
+    if np.may_share_memory(a, b):
+        return True
+    here, there = _in_file(a), _in_file(b)
+    if here is None or there is None or here[0] != there[0]:
+        return False
+    return here[1] < there[2] and there[1] < here[2]
+
+
+def _in_file(array: np.ndarray) -> tuple[str, int, int] | None:
+    """The file that a memmap, or a view of one, lies in, and from and to which byte; None for other arrays."""
+    mapped = array
+    while isinstance(mapped.base, np.ndarray):
+        mapped = mapped.base
+    if not isinstance(mapped, np.memmap) or mapped.filename is None:
+        return None
+    start = byte_bounds(mapped)[0] - mapped.offset
+    first, last = byte_bounds(array)
+    return os.path.realpath(mapped.filename), first - start, last - start
 
 
 # --- The geometry, which dask's tiles share ---------------------------------------------------------------------
@@ -175,6 +229,11 @@ class Tile:
             return grad[self.inside]
 
     def _arrays(self, logits: Array, labels: Array, weight: Array | None) -> tuple[Array, Array, Array]:
+        for name, array in {"logits": logits, "labels": labels, "pixel_weight": weight}.items():
+            if isinstance(array, np.ma.MaskedArray):
+                raise TypeError(
+                    f"{name} is read as a masked array, whose mask would be lost: mark ignored pixels in labels instead"
+                )
         x, y = np.asarray(logits), np.asarray(labels)
         if dtype_name(x.dtype) in ("float16", "bfloat16"):
             x = x.astype(np.float32)  # so that the gradient is rounded once
@@ -182,55 +241,70 @@ class Tile:
         w[self.windows] = 1.0 if weight is None else np.asarray(weight)[self.windows]
         return x, y, w
 
-    def _told(self) -> _Note:
-        return _Note(
-            f"in the tile that reads labels[{', '.join(f'{s.start}:{s.stop}' for s in self.outer_map)}]"
-        )
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors tell the tile, and positions as they are in the whole."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, ValueError) and error.args:
+                error.args = (POSITION.sub(self._in_whole, str(error.args[0])), *error.args[1:])
+            cut = ", ".join(f"{s.start}:{s.stop}" for s in self.outer_map)
+            error.add_note(f"in the tile that reads labels[{cut}]")
+            raise
 
-
-class _Note:
-    """Adds where it was to an error."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None:
-            error.add_note(self.text)
+    def _in_whole(self, found: re.Match[str]) -> str:
+        here = (int(number) for number in found[1].split(",") if number)
+        return f"at {tuple(i + s.start for i, s in zip(here, self.outer_map, strict=True))}"
 
 
 def check_maps(loss: LocallyAdaptiveLoss, logits: Array, labels: Array, pixel_weight: Array | None) -> None:
-    """Refuse maps that don't belong to the logits: each tile alone would take its part of them for all there is.
+    """Refuse what is no loss of parts, and maps that don't belong to the logits, before anything is read.
 
-    And logits of a dtype that the loss doesn't take, before anything is read.
+    Each tile alone would take its part of such maps for all there is.
     """
-    if dtype_name(logits.dtype) not in FLOATS:
-        raise TypeError(f"logits must be of dtype {', '.join(FLOATS)}; got {dtype_name(logits.dtype)}")
-    axis = loss.axis % len(logits.shape)
-    want = tuple(n for a, n in enumerate(logits.shape) if a != axis)
-    for name, array in {"labels": labels, "pixel_weight": pixel_weight}.items():
-        if array is not None and tuple(array.shape) != want:
-            raise ValueError(
-                f"{name} must have the shape of logits without class axis {loss.axis}, {want} for logits "
-                f"{tuple(logits.shape)}; got {tuple(array.shape)}"
-            )
-    if pixel_weight is not None and dtype_name(pixel_weight.dtype) not in FLOATS:
-        raise TypeError(f"pixel_weight must be floating-point; got {pixel_weight.dtype}")
-
-
-def tiles(
-    loss: LocallyAdaptiveLoss, shape: Sequence[int], spans: Sequence[Spans], halo: int
-) -> Iterator[Tile]:
-    """Cut logits of `shape` into tiles: `spans` are (from, to) along the batch and each spatial axis."""
+    if not isinstance(loss, LocallyAdaptiveLoss):
+        has_options = isinstance(getattr(loss, "options", None), LocallyAdaptiveLoss)
+        raise TypeError(
+            f"loss must be a lalref.LocallyAdaptiveLoss, made with its options; got {_kind(loss)}"
+            + ": pass its .options" * has_options
+        )
     if loss.reduction == "none":
         raise ValueError(
             'reduction="none" has no parts to combine: the map of the whole is the maps put together'
         )
     if loss.empty == "raise":
         raise ValueError('empty="raise" would be decided by each tile alone: use empty="zero" or "nan"')
+    if dtype_name(logits.dtype) not in FLOATS:
+        raise TypeError(f"logits must be of dtype {', '.join(FLOATS)}; got {dtype_name(logits.dtype)}")
+    axis = loss.axis % len(logits.shape)
+    want = tuple(n for a, n in enumerate(logits.shape) if a != axis)
+    for name, array in {"labels": labels, "pixel_weight": pixel_weight}.items():
+        if array is not None and tuple(array.shape) != want:
+            hint = shape_hint(tuple(logits.shape), tuple(array.shape), loss.axis) if array is labels else ""
+            raise ValueError(
+                f"{name} must have the shape of logits without class axis {loss.axis}, {want} for logits "
+                f"{tuple(logits.shape)}; got {tuple(array.shape)}{hint}"
+            )
+    if pixel_weight is not None and dtype_name(pixel_weight.dtype) not in FLOATS:
+        raise TypeError(f"pixel_weight must be floating-point; got {pixel_weight.dtype}")
+
+
+def _kind(thing: object) -> str:
+    if name := getattr(thing, "__qualname__", ""):
+        return f"the {'class' if isinstance(thing, type) else 'function'} {name}"
+    return f"a {type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def tiles(
+    loss: LocallyAdaptiveLoss, shape: Sequence[int], spans: Sequence[Spans], halo: int
+) -> Iterator[Tile]:
+    """Cut logits of `shape` into tiles: `spans` are (from, to) along the batch and each spatial axis."""
+    return (tile_of(loss, shape, span, halo) for span in itertools.product(*spans))
+
+
+def tile_of(loss: LocallyAdaptiveLoss, shape: Sequence[int], span: Spans, halo: int) -> Tile:
+    """The tile of logits of `shape` that goes from and to, along the batch and each spatial axis, where `span` says."""
     axis = loss.axis % len(shape)
     N, *S = (n for a, n in enumerate(shape) if a != axis)
     radii, strides = (0, *loss.radii(len(S))), (1, *loss.strides(len(S)))
@@ -238,27 +312,28 @@ def tiles(
     def with_classes(slices: Sequence[slice]) -> Slices:
         return (*slices[:axis], slice(0, shape[axis]), *slices[axis:])
 
-    for span in itertools.product(*spans):
-        inner, outer, windows, inside = [], [], [], []
-        for (lo, hi), length, r, s in zip(span, (N, *S), radii, strides, strict=True):
-            first = max(0, lo - halo * r) // s * s  # where the stride grid of the whole has a window too
-            last = min(length, hi + halo * r)
-            more = (halo - 1) * r
-            inner.append(slice(lo, hi))
-            outer.append(slice(first, last))
-            windows.append(slice(max(0, lo - more) - first, min(length, hi + more) - first))
-            inside.append(slice(lo - first, hi - first))
-        yield Tile(
-            with_classes(inner), with_classes(outer), tuple(outer), tuple(windows), with_classes(inside)
-        )
+    inner, outer, windows, inside = [], [], [], []
+    for (lo, hi), length, r, s in zip(span, (N, *S), radii, strides, strict=True):
+        first = max(0, lo - halo * r) // s * s  # where the stride grid of the whole has a window too
+        last = min(length, hi + halo * r)
+        more = (halo - 1) * r
+        inner.append(slice(lo, hi))
+        outer.append(slice(first, last))
+        windows.append(slice(max(0, lo - more) - first, min(length, hi + more) - first))
+        inside.append(slice(lo - first, hi - first))
+    return Tile(with_classes(inner), with_classes(outer), tuple(outer), tuple(windows), with_classes(inside))
 
 
 def _scene_tiles(loss: LocallyAdaptiveLoss, logits: Array, tile: int, halo: int) -> list[Tile]:
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
+    try:
+        length = 0 if isinstance(tile, bool) else operator.index(tile)
+    except TypeError:
+        length = 0
+    if length < 1:
         raise ValueError(f"tile={tile!r} is not allowed: it must be an int >= 1")
     shape = tuple(logits.shape)
     N, *S = (n for a, n in enumerate(shape) if a != loss.axis % len(shape))
-    lengths = (1, *(tile for _ in S))
+    lengths = (1, *(length for _ in S))
     spans = [
         [(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip((N, *S), lengths, strict=True)
     ]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from large_scene import large_scene, needs_linux_and_memory
 from samples import problems
 
-from lalref import LocallyAdaptiveLoss, scenes
+from lalref import LocallyAdaptiveLoss, lal_loss, scenes
 from lalref.bench import scenes as bench
 from lalref.oracle.inputs import VOID, eighths, scattered, weights
 from lalref.scenes import scene_parts, scene_value_and_grad
@@ -104,17 +104,152 @@ def test_scenes_without_a_valid_window_or_a_pixel():
 def test_errors_tell_the_tile_and_what_is_allowed():
     loss, y = LocallyAdaptiveLoss(), Y.copy()
     y[1, 20, 17] = 77
-    with pytest.raises(ValueError, match="77") as told:
+    with pytest.raises(ValueError, match=r"77, first at \(1, 20, 17\)") as told:
         scene_parts(loss, X, y, tile=8)
     assert told.value.__notes__ == ["in the tile that reads labels[1:2, 14:21, 6:18]"]
+    w = W.copy()
+    w[0, 11, 3] = -1
+    with pytest.raises(ValueError, match=r"first -1\.0 at \(0, 11, 3\)"):
+        scene_parts(loss, X, np.zeros_like(Y), pixel_weight=w, tile=8)
     with pytest.raises(ValueError, match="no parts to combine"):
         scene_parts(LocallyAdaptiveLoss(reduction="none"), X, Y)
     with pytest.raises(ValueError, match="decided by each tile alone"):
         scene_parts(LocallyAdaptiveLoss(empty="raise"), X, Y)
     with pytest.raises(ValueError, match="tile=0 is not allowed"):
         scene_parts(loss, X, Y, tile=0)
+    for tile in (True, 8.0, "8"):
+        with pytest.raises(ValueError, match=f"tile={tile!r} is not allowed"):
+            scene_parts(loss, X, Y, tile=tile)
+    assert scene_parts(loss, X, Y, tile=np.int64(8)).value == scene_parts(loss, X, Y, tile=8).value
     with pytest.raises(ValueError, match="grad must have the shape"):
         scene_value_and_grad(loss, X, Y, np.empty(3))
+
+
+def never(*slices):
+    raise AssertionError("read")
+
+
+class Unread(Slices):
+    """A source that nothing may be read of."""
+
+    __getitem__ = never
+
+
+def views(tmp_path):
+    """Ways to say the same memory or file twice: logits and a gradient that reaches into it."""
+    at = 3 * X.nbytes
+    mapped = np.memmap(tmp_path / "scene", np.float64, "w+", at, (2 * X.size,))
+
+    def again(offset):
+        return np.memmap(tmp_path / "." / "scene", np.float64, "r+", at + offset, X.shape)
+
+    buffer = np.zeros((3, *X.shape[1:]))
+    yield X, X
+    yield buffer[:2], buffer[1:]
+    yield mapped[: X.size].reshape(X.shape), again(0)
+    yield again(8), again(X.nbytes)
+    yield np.asarray(mapped)[X.size :].reshape(X.shape), again(X.nbytes - 8)
+    yield again(0)[..., ::-1], again(0)
+
+
+def test_a_gradient_that_would_spoil_what_is_still_to_be_read_is_refused(tmp_path):
+    loss = LocallyAdaptiveLoss()
+    for x, grad in views(tmp_path):
+        before = x.copy()
+        with pytest.raises(ValueError, match=r"grad overlaps logits.* of its own"):
+            scene_value_and_grad(loss, x, Y, grad, tile=8)
+        np.testing.assert_array_equal(x, before)
+    both = np.zeros(X.shape)
+    with pytest.raises(ValueError, match="grad overlaps labels"):
+        scene_value_and_grad(loss, X, both.view(np.int64)[:, 0], both)
+    with pytest.raises(ValueError, match="grad overlaps pixel_weight"):
+        scene_value_and_grad(loss, X, Y, both, pixel_weight=both[:, 1])
+
+
+def test_a_gradient_beside_the_logits_in_one_file_or_buffer_is_taken(tmp_path):
+    file, both, right = (
+        tmp_path / "both",
+        np.empty((2, *X.shape)),
+        LocallyAdaptiveLoss().value_and_grad(X, Y)[1],
+    )
+    np.concatenate([X, X]).tofile(file)
+    x, grad = (np.memmap(file, np.float64, "r+", offset, X.shape) for offset in (0, X.nbytes))
+    both[0] = X
+    for source, out in ((x, grad), (both[0], both[1])):
+        scene_value_and_grad(LocallyAdaptiveLoss(), source, Y, out, tile=8)
+        np.testing.assert_allclose(out, right, rtol=0, atol=1e-13 * abs(right).max())
+
+
+def test_a_gradient_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
+    loss, x, read_only = LocallyAdaptiveLoss(), Unread(X), np.empty(X.shape)
+    read_only.flags.writeable = False
+    (tmp_path / "grad").write_bytes(bytes(X.nbytes))
+    for grad in (read_only, np.memmap(tmp_path / "grad", np.float64, "r", shape=X.shape)):
+        with pytest.raises(ValueError, match="grad is read-only"):
+            scene_value_and_grad(loss, x, Y, grad, tile=8)
+    for dtype in ("int64", "uint8", "complex128"):
+        with pytest.raises(TypeError, match=f"grad must be of dtype float16, .*; got {dtype}"):
+            scene_value_and_grad(loss, x, Y, np.empty(X.shape, dtype), tile=8)
+
+
+def test_hdf5_data_sets_that_are_one_or_read_only(tmp_path):
+    h5py, loss = pytest.importorskip("h5py"), LocallyAdaptiveLoss()
+    with h5py.File(tmp_path / "scene.h5", "w") as file:
+        x, other = file.create_dataset("x", data=X), file.create_dataset("grad", X.shape, X.dtype)
+        with pytest.raises(ValueError, match="grad overlaps logits"):
+            scene_value_and_grad(loss, x, Y, file["x"], tile=8)
+        scene_value_and_grad(loss, x, Y, other, tile=8)
+        right = loss.value_and_grad(X, Y)[1]
+        np.testing.assert_allclose(other[:], right, rtol=0, atol=1e-13 * abs(right).max())
+    with (
+        h5py.File(tmp_path / "scene.h5") as file,
+        pytest.raises(ValueError, match=r'grad is read-only: .* "r\+"'),
+    ):
+        scene_value_and_grad(loss, Unread(X), Y, file["grad"], tile=8)
+
+
+def test_a_mask_is_not_lost():
+    """netCDF4 and rasterio give masked arrays when they are read."""
+
+    class Masked(Slices):
+        def __getitem__(self, slices):
+            return np.ma.masked_equal(self.array[slices], 0)
+
+    loss = LocallyAdaptiveLoss()
+    with pytest.raises(TypeError, match="logits is read as a masked array"):
+        scene_parts(loss, Masked(X), Y, tile=8)
+    with pytest.raises(TypeError, match="labels is read as a masked array"):
+        scene_parts(loss, X, Masked(Y), tile=8)
+    with pytest.raises(TypeError, match="pixel_weight is read as a masked array"):
+        scene_parts(loss, X, Y, pixel_weight=Masked(W), tile=8)
+
+
+def test_what_is_no_loss_is_refused_with_the_name_of_what_is():
+    class Criterion:
+        """As an adapter's: its options are the loss."""
+
+        options = LocallyAdaptiveLoss()
+
+    for wrong, told in (
+        (lal_loss, "the function lal_loss"),
+        (LocallyAdaptiveLoss, "the class LocallyAdaptiveLoss"),
+        (None, "a builtins.NoneType"),
+        (Criterion(), r"a .*Criterion: pass its \.options"),
+    ):
+        with pytest.raises(TypeError, match=rf"loss must be a lalref\.LocallyAdaptiveLoss, .*; got {told}$"):
+            scene_parts(wrong, Unread(X), Y)
+
+
+def test_shapes_that_do_not_fit_are_told_how_to_mend_as_in_memory():
+    loss = LocallyAdaptiveLoss()
+    for x, y, told in (
+        (X, np.zeros(X.shape, np.int64), r"one-hot: .*argmax\(1\)"),
+        (np.moveaxis(X, 1, -1), Y, "channels-last: pass axis=-1"),
+        (X[0], Y[0], r"pass logits\[None\] and labels\[None\]"),
+    ):
+        for call in (loss, lambda x, y: scene_parts(loss, Unread(x), Unread(y), tile=8)):
+            with pytest.raises(ValueError, match=told):
+                call(x, y)
 
 
 def test_maps_that_are_larger_than_the_logits_are_not_cropped():

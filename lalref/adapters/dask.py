@@ -7,20 +7,24 @@ the chunks' parts are combined by a tree reduction. No arithmetic of the loss ma
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 import lalref
+from lalref.arrays import dtype_name
 from lalref.minkowski import Parts
-from lalref.scenes import Spans, Tile, check_maps, tiles
+from lalref.scenes import Spans, Tile, check_maps, tile_of
 
 try:
     import dask.array as da
     from dask.array.overlap import ensure_minimum_chunksize
+    from dask.graph_manipulation import clone
 except ImportError as error:
-    raise ImportError("lalref.adapters.dask needs dask: pip install 'lalref[dask]'") from error
+    raise ImportError(
+        "lalref.adapters.dask needs dask: in a clone of lalref, pip install -c constraints.txt -e '.[dask]'"
+    ) from error
 
 Array = Any
 BRANCHES = 8  # parts that one task combines
@@ -81,7 +85,7 @@ def dask_value_and_grad(
         if np.isnan(array.shape).any():
             raise ValueError(f"{name} has chunks of unknown size: call its compute_chunk_sizes() first")
     check_maps(loss, logits, labels, pixel_weight)
-    dtype = np.dtype("float64" if logits.dtype == np.float64 else "float32")
+    dtype = np.dtype("float64" if dtype_name(logits.dtype) == "float64" else "float32")
     axis, axes = loss.axis % logits.ndim, range(logits.ndim)
     others = tuple(a for a in axes if a != axis)
 
@@ -96,10 +100,12 @@ def dask_value_and_grad(
     def parts(cut: Tile, *arrays: Array) -> Array:
         return as_block(cut.parts(loss, *arrays))
 
-    def gradient(cut: Tile, *arrays: Array, total: Array) -> Array:
-        return cut.gradient(loss, combined(total), grad_output, *arrays)
+    def gradient(cut: Tile, *arrays: Array) -> Array:
+        return cut.gradient(loss, combined(arrays[-1]), grad_output, *arrays[:-1])
 
-    blocks = _mapped(parts, loss, 1, logits, list(maps.values()), 4, np.dtype("float64"))
+    # tasks of its own, for dask would keep what it reads for both sweeps from the first until the second
+    first = clone(logits, *maps.values(), seed=dask_value_and_grad.__name__)
+    blocks = _mapped(parts, loss, 1, first[0], first[1:], 4, np.dtype("float64"))
     total = da.reduction(
         blocks,
         lambda a, axis, keepdims: a,
@@ -112,7 +118,7 @@ def dask_value_and_grad(
     value = total.map_blocks(
         lambda a: np.asarray(combined(a).value), drop_axis=list(axes), dtype=dtype, meta=np.empty((), dtype)
     )
-    grad = _mapped(gradient, loss, 2, logits, list(maps.values()), None, dtype, total=total)
+    grad = _mapped(gradient, loss, 2, logits, list(maps.values()), None, dtype, total)
     return value, grad.rechunk(logits.chunks)
 
 
@@ -121,12 +127,16 @@ def _mapped(
     loss: lalref.LocallyAdaptiveLoss,
     halo: int,
     logits: Array,
-    maps: list[Array],
+    maps: Sequence[Array],
     classes: int | None,
     dtype: Any,
-    **more: Any,
+    *more: Array,
 ) -> Array:
-    """function(tile, *arrays) of every chunk, in an array of its chunks, with `classes` numbers where classes were."""
+    """function(tile, *arrays) of every chunk, in an array of its chunks, with `classes` numbers where classes were.
+
+    `more` are arrays of one chunk, which every call is given whole. As keyword arguments of map_overlap they would have
+    their tasks worked out here, one by one, and not when they are asked for.
+    """
     axis = loss.axis % logits.ndim
     sizes = zip((0, *loss.radii(logits.ndim - 2)), (1, *loss.strides(logits.ndim - 2)), strict=True)
     depth = [halo * r + s - 1 for r, s in sizes]  # to where the stride grid of the whole has a window too
@@ -136,14 +146,15 @@ def _mapped(
     merged[axis] = (logits.shape[axis],)
     edges = [list(itertools.accumulate(c, initial=0)) for a, c in enumerate(merged) if a != axis]
     spans: list[Spans] = [list(itertools.pairwise(e)) for e in edges]
-    cuts = dict(zip(np.ndindex(*map(len, merged)), tiles(loss, logits.shape, spans, halo), strict=True))
+    shape, count = logits.shape, len(maps)
 
-    def block(x: Array, *maps: Array, block_id: tuple[int, ...], **more: Any) -> Array:
-        cut = cuts[block_id]
+    def block(x: Array, *others: Array, block_id: tuple[int, ...]) -> Array:
+        ids = block_id[:axis] + block_id[axis + 1 :]
+        cut = tile_of(loss, shape, [span[i] for span, i in zip(spans, ids, strict=True)], halo)
         start = [max(0, inner.start - d) for inner, d in zip(cut.inner, depth, strict=True)]
         outer = tuple(slice(o.start - i, o.stop - i) for o, i in zip(cut.outer, start, strict=True))
-        y, *w = (np.squeeze(a, axis)[outer[:axis] + outer[axis + 1 :]] for a in maps)
-        return function(cut, x[outer], y, w[0] if w else None, **more)
+        y, *w = (np.squeeze(a, axis)[outer[:axis] + outer[axis + 1 :]] for a in others[:count])
+        return function(cut, x[outer], y, w[0] if w else None, *others[count:])
 
     flat = [(1,) if a == axis else c for a, c in enumerate(merged)]
     given = [logits.rechunk(merged), *(da.expand_dims(a, axis).rechunk(flat) for a in maps)]
@@ -153,6 +164,6 @@ def _mapped(
         else [(classes,) if a == axis else (1,) * len(c) for a, c in enumerate(merged)]
     )
     return da.map_overlap(
-        block, *given, depth=dict(enumerate(depth)), boundary="none", trim=False, chunks=tuple(chunks),
-        dtype=dtype, meta=np.empty((0,) * logits.ndim, dtype), **more,
+        block, *given, *more, depth=[dict(enumerate(depth))] * len(given) + [0] * len(more), boundary="none",
+        trim=False, align_arrays=False, chunks=tuple(chunks), dtype=dtype, meta=np.empty((0,) * logits.ndim, dtype),
     )  # fmt: skip
