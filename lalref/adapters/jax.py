@@ -52,7 +52,7 @@ def locally_adaptive_loss(
     axis_name : str or tuple of str, optional
         Inside jax.shard_map, with engine="array": the mesh axes over which the batch is cut. The value is then
         that of the whole batch, on every device, and the gradient the whole's with respect to this device's
-        logits: a first derivative backwards, and no other.
+        logits: a first derivative backwards, and no other. Call shard_map inside jax.jit, else JAX takes minutes.
     **options
         As for `lalref.LocallyAdaptiveLoss`. With engine="array" labels can't be checked while tracing: pass
         check=False. By the callback they are, and a wrong one stops the run.
@@ -83,13 +83,13 @@ def locally_adaptive_loss(
     logits, labels, pixel_weight = (
         jnp.asarray(a) if type(a) is np.ndarray else a for a in (logits, labels, pixel_weight)
     )
-    inside = hasattr(jax, "shard_map") and jax.sharding.get_abstract_mesh().manual_axes
+    inside = jax.sharding.get_abstract_mesh().manual_axes
     if loss.engine != "array" and (axis_name is not None or inside):  # else one's value passes for everyone's
         raise ValueError('axis_name= and jax.shard_map need engine="array", which devices run themselves')
-    if axis_name is not None:
-        return _of_the_whole(loss, axis_name, logits, labels, pixel_weight)
     if loss.engine == "array":
         w = None if pixel_weight is None else jax.lax.stop_gradient(pixel_weight)
+        if axis_name is not None:
+            return _of_the_whole(loss, axis_name, logits, labels, w)
         return loss(logits, labels, pixel_weight=w)
     return _value(loss, logits, labels, pixel_weight)
 
@@ -184,6 +184,10 @@ _gradient.defvjp(_gradient_fwd, _gradient_bwd)
 # --- On many devices --------------------------------------------------------------------------------------------
 
 
+SUMMED = ("power_sum", "weight", "count")
+jax.tree_util.register_dataclass(Parts, ("maximum", *SUMMED), ("options", "dtype"))
+
+
 def combine_over(axis_name: str | tuple[str, ...], parts: Parts) -> Parts:
     """Put the parts of all devices along mesh axes together, as `lalref.combine` does; inside jax.shard_map."""
     bad = jnp.isnan(parts.maximum)  # XLA's pmax may lose a NaN on its way
@@ -192,37 +196,41 @@ def combine_over(axis_name: str | tuple[str, ...], parts: Parts) -> Parts:
     zero = 0 * parts.weight
     nothing = dataclasses.replace(parts, maximum=maximum, power_sum=zero, weight=zero, count=0 * parts.count)
     here = lalref.combine(parts, nothing)  # this device's, its powers in units of the whole's maximum
-    sums = {name: jax.lax.psum(getattr(here, name), axis_name) for name in ("power_sum", "weight", "count")}
+    sums = {name: jax.lax.psum(getattr(here, name), axis_name) for name in SUMMED}
     return dataclasses.replace(parts, maximum=maximum, **sums)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _of_the_whole(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Array:
-    return _total(loss, axis_name, x, y, w)[0]
+    """The whole's value; its gradient by a sum of zeros over the devices, which JAX turns round as it does any."""
+    jax.lax.axis_size(axis_name)  # of a name that there is not: an error that says so, as a sum's may not
+    mine = loss.parts(jax.lax.stop_gradient(x), y, pixel_weight=w)
+    total = combine_over(axis_name, mine)
+    nothing = (0 * mine.count).astype(total.dtype)
+    return total.value + jax.lax.psum(_share(loss, x, y, w, total, nothing), axis_name)
 
 
-def _of_the_whole_fwd(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Any:
-    value, numbers = _total(loss, axis_name, x, y, w)
-    return value, (x, y, w, numbers)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _share(loss: Any, x: Array, y: Array, w: Array | None, total: Parts, nothing: Array) -> Array:
+    """0, whose gradient is that of the whole with respect to these logits."""
+    return nothing
 
 
-def _of_the_whole_bwd(loss: Any, axis_name: Any, kept: Any, upstream: Array) -> Any:
-    x, y, w, (maximum, power_sum, weight, count) = kept
-    total = Parts(maximum, power_sum, weight, count, loss, _like(x).dtype.name)
-    _, grad = loss.value_and_grad(x, y, pixel_weight=w, grad_output=upstream, total=total)
-    return grad, None, None
+def _share_fwd(loss: Any, *given: Any) -> Any:
+    return given[-1], given
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _total(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Any:
-    """The whole's value and the numbers of its parts."""
-    total = combine_over(axis_name, loss.parts(x, y, pixel_weight=w))
-    return total.value, (total.maximum, total.power_sum, total.weight, total.count)
+def _share_bwd(loss: Any, given: Any, upstream: Array) -> Any:
+    return _of_these_logits(loss, *given[:-1], upstream), None, None, None, None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _of_these_logits(loss: Any, x: Array, y: Array, w: Array | None, total: Parts, upstream: Array) -> Any:
+    return loss.value_and_grad(x, y, pixel_weight=w, grad_output=upstream, total=total)[1]
 
 
 def _no_more(*_: Any) -> Any:
     raise NotImplementedError("axis_name= gives first derivatives only: take second ones of the whole")
 
 
-_total.defjvp(_no_more)
-_of_the_whole.defvjp(_of_the_whole_fwd, _of_the_whole_bwd)
+_share.defvjp(_share_fwd, _share_bwd)
+_of_these_logits.defjvp(_no_more)

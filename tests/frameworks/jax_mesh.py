@@ -24,7 +24,7 @@ Y[0] = VOID  # with 4 devices the first has no valid pixel
 TRACED = {"engine": "array", "check": False}
 
 
-def over(mesh, options, axis_name=None):
+def over(mesh, options, axis_name=None, **more):
     """f(logits, labels, pixel_weight) of arrays cut along all axes of the mesh, and what cuts them."""
     axes = axis_name or mesh.axis_names[0]
 
@@ -32,7 +32,8 @@ def over(mesh, options, axis_name=None):
         return locally_adaptive_loss(x, y, pixel_weight=w, axis_name=axes, **options, **TRACED)
 
     def f(*arrays):
-        return jax.shard_map(device, mesh=mesh, in_specs=(P(axes),) * len(arrays), out_specs=P())(*arrays)
+        cut = (P(axes),) * len(arrays)
+        return jax.shard_map(device, mesh=mesh, in_specs=cut, out_specs=P(), **more)(*arrays)
 
     return f, partial(jax.device_put, device=jax.NamedSharding(mesh, P(axes)))
 
@@ -59,6 +60,34 @@ def the_whole_batchs_value_and_gradient(world):
         f, cut = over(mesh, options)
         rtol, atol = (1e-12, 1e-15) if dtype == "float64" else (1e-5, 1e-6)
         held_to_the_whole(f, [cut(a) for a in arrays], right, rtol, atol)
+
+
+def the_gradient_is_right_however_shard_map_is_told_to_check(world):
+    """Of the logits and of a weight that every device has, outside shard_map; inside where JAX defines it."""
+    mesh = jax.make_mesh((world,), ("devices",))
+    weight = eighths((3, 3), 7)
+
+    def device(weight, x, y):
+        z = jax.numpy.einsum("dc,nchw->ndhw", weight, x)
+        return 2.0 * locally_adaptive_loss(z, y, kernel_size=1, axis_name="devices", **TRACED)
+
+    z = np.einsum("dc,nchw->ndhw", weight, X)
+    z_bar = lal_value_and_grad(z, Y, kernel_size=1, grad_output=2.0)[1]
+    right = np.einsum("ndhw,nchw->dc", z_bar, X), np.einsum("dc,ndhw->nchw", weight, z_bar)
+    put = partial(jax.device_put, device=jax.NamedSharding(mesh, P("devices")))
+    arrays = jax.device_put(weight, jax.NamedSharding(mesh, P())), put(X), put(Y)
+    specs = P(), P("devices"), P("devices")
+    both = partial(jax.grad, argnums=(0, 1))
+    calls = {
+        f"outside, {check_vma=}": both(
+            jax.shard_map(device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma)
+        )
+        for check_vma in (True, False)
+    }
+    calls["inside"] = jax.shard_map(both(device), mesh=mesh, in_specs=specs, out_specs=specs[:2])
+    for name, call in calls.items():
+        for found, want in zip(jax.jit(call)(*arrays), right, strict=True):
+            np.testing.assert_allclose(found, want, rtol=1e-12, atol=1e-15, err_msg=name)
 
 
 def the_mean_of_the_devices_losses_is_another_loss(world):
@@ -116,16 +145,28 @@ def the_callback_is_refused_inside_shard_map(world):
 
 
 def more_than_the_first_derivative_backwards_is_refused(world):
-    f, cut = over(jax.make_mesh((world,), ("devices",)), {"kernel_size": 1})
-    x, y = cut(X), cut(Y)
-    twice = jax.grad(lambda x: jax.grad(f)(x, y).sum())
-    for call, error, told in (
-        (lambda: twice(x), NotImplementedError, "axis_name= gives first derivatives only"),
-        (lambda: jax.jit(twice)(x), NotImplementedError, "axis_name= gives first derivatives only"),
-        (lambda: jax.jvp(jax.jit(lambda x: f(x, y)), (x,), (x,)), TypeError, "forward-mode"),
-    ):
-        with pytest.raises(error, match=told):
-            call()
+    for check_vma in (True, False):
+        mesh = jax.make_mesh((world,), ("devices",))
+        f, cut = over(mesh, {"kernel_size": 1}, check_vma=check_vma)
+        x, y = cut(X), cut(Y)
+        twice = jax.grad(lambda x, f=f, y=y: jax.grad(f)(x, y).sum())
+        forward = jax.jit(lambda x, f=f, y=y: f(x, y))
+        for call, error, told in (
+            (jax.jit(twice), NotImplementedError, "axis_name= gives first derivatives only"),
+            (lambda x, forward=forward: jax.jvp(forward, (x,), (x,)), TypeError, "forward-mode"),
+        ):
+            with pytest.raises(error, match=told):
+                call(x)
+
+
+def an_axis_that_the_mesh_has_not_is_told(world):
+    """JAX's sums would end in an AssertionError without a word."""
+    mesh = jax.make_mesh((world,), ("devices",))
+    device = partial(locally_adaptive_loss, axis_name="device", **TRACED)
+    f = jax.shard_map(device, mesh=mesh, in_specs=(P("devices"),) * 2, out_specs=P())
+    cut = over(mesh, {})[1]
+    with pytest.raises(NameError, match="unbound axis name: device"):
+        jax.jit(f)(cut(X), cut(Y))
 
 
 def a_device_that_does_not_come(world):
@@ -154,6 +195,8 @@ if __name__ == "__main__":
         a_device_that_does_not_come(world)
         sys.exit("it was waited for")
     the_whole_batchs_value_and_gradient(world)
+    the_gradient_is_right_however_shard_map_is_told_to_check(world)
+    an_axis_that_the_mesh_has_not_is_told(world)
     the_mean_of_the_devices_losses_is_another_loss(world)
     what_jit_cuts_itself_needs_nothing_said(world)
     uneven_shards_are_refused_and_void_images_fill_them_up(world)
