@@ -16,7 +16,7 @@ from lalref.arrays import Array, at_home, dtype_name, namespace
 from lalref.engines import choose
 from lalref.inputs import Problem, prepare
 from lalref.minkowski import Parts
-from lalref.options import Options
+from lalref.options import Options, differing
 from lalref.steps import Cache, Inspection
 
 
@@ -188,7 +188,10 @@ class LocallyAdaptiveLoss(Options):
         if not isinstance(total, Parts):
             raise TypeError(f"total= takes the Parts that combine() returns; got {type(total).__name__}")
         if self.reduction == "none" or total.options != self:
-            raise ValueError(f"total= takes the combined parts of this loss, {self}; got {total.options}")
+            here, there = differing(self, total.options)
+            raise ValueError(
+                f"total= takes the combined parts of this loss, which has {here}; got those of one with {there}"
+            )
         if (xp := namespace(total.maximum)) is not problem.xp:
             raise TypeError(f"total= is of {xp.__name__}, the logits are of {problem.xp.__name__}")
         dtype = "float64" if dtype_name(problem.logits.dtype) == "float64" else "float32"

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 from lalref.arrays import Array, Namespace, as_scalar, at_home, dtype_name, epsilon, namespace, wide_dtype
-from lalref.options import Options
+from lalref.options import Options, differing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +108,18 @@ def combine(*parts: Parts) -> Parts:
     first = parts[0]
     for i, part in enumerate(parts):
         if not isinstance(part, Parts):
+            hint = ": pass combine(*parts)" if isinstance(part, list | tuple | Iterator) else ""
             raise TypeError(
-                f"combine() takes Parts, each an argument; argument {i} is of type {type(part).__name__}"
+                f"combine() takes Parts, each an argument; argument {i} is of type {type(part).__name__}{hint}"
             )
-        if (part.options, part.dtype) != (first.options, first.dtype):
+        if part.options != first.options:
+            here, there = differing(first.options, part.options)
             raise ValueError(
-                f"combine() needs parts of one loss; part 0 is of {first.options} in {first.dtype}, "
-                f"part {i} of {part.options} in {part.dtype}"
+                f"combine() needs parts of one loss; part 0 is of one with {here}, part {i} of one with {there}"
+            )
+        if part.dtype != first.dtype:
+            raise ValueError(
+                f"combine() needs parts of one dtype; part 0 is in {first.dtype}, part {i} in {part.dtype}"
             )
     xp = namespace(*(part.maximum for part in parts))
 

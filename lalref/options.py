@@ -162,6 +162,17 @@ class Options:
 NAMES = tuple(f.name for f in dataclasses.fields(Options))
 
 
+def differing(first: Options, second: Options) -> tuple[str, str]:
+    """Return those options of each by name that are not alike: ``("p=5.0", "p=2.0")``."""
+    one, other = first._said(), second._said()
+    names = [n for n in NAMES if one.get(n, ...) != other.get(n, ...)]
+
+    def told(said: dict[str, Any]) -> str:
+        return ", ".join(f"{n}={said[n]!r}" if n in said else f"{n}=255 by default" for n in names)
+
+    return told(one), told(other)
+
+
 def _refuse(name: str, value: object, allowed: str) -> None:
     raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}")
 

@@ -150,11 +150,19 @@ def test_what_does_not_belong_together_is_refused():
     part = loss.parts(IMAGES, LABELS)
     with pytest.raises(ValueError, match="at least one"):
         combine()
-    with pytest.raises(ValueError, match=r"one loss; part 0 .*p=5\.0.* part 1 .*p=2\.0"):
+    with pytest.raises(
+        ValueError, match=r"one loss; part 0 is of one with p=5\.0, part 1 of one with p=2\.0$"
+    ):
         combine(part, other.parts(IMAGES, LABELS))
+    several = LocallyAdaptiveLoss(sigma=None, ignore_index=255)  # said, so it serves more than 255 classes
+    with pytest.raises(
+        ValueError,
+        match=r"one with sigma=1\.0, ignore_index=255 by default, part 1 of one with sigma=None, ignore_index=255$",
+    ):
+        combine(part, several.parts(IMAGES, LABELS))
     with pytest.raises(ValueError, match=r"float64.*float32"):
         combine(part, loss.parts(IMAGES.astype(np.float32), LABELS))
-    with pytest.raises(ValueError, match=r"total=.*p=2\.0.*got .*p=5\.0"):
+    with pytest.raises(ValueError, match=r"total=.* this loss, which has p=2\.0; got .* one with p=5\.0$"):
         other.value_and_grad(IMAGES, LABELS, total=part)
     with pytest.raises(ValueError, match=r"total=.*float64.*float32"):
         loss.value_and_grad(IMAGES.astype(np.float32), LABELS, total=part)
@@ -163,8 +171,13 @@ def test_what_does_not_belong_together_is_refused():
         loss.value_and_grad(*strict, total=part)
     with pytest.raises(TypeError, match=r"total=.*float"):
         loss.value_and_grad(IMAGES, LABELS, total=part.value.item())
-    with pytest.raises(TypeError, match=r"each an argument; argument 0 is of type list"):
-        combine([part, part])
+    for wrong in ([part, part], (p for p in (part, part))):
+        with pytest.raises(
+            TypeError, match=r"each an argument; argument 0 is of type .*: pass combine\(\*parts\)$"
+        ):
+            combine(wrong)
+    with pytest.raises(TypeError, match=r"argument 1 is of type float64$"):
+        combine(part, part.value)
     with pytest.raises(ValueError, match="no parts to combine"):
         LocallyAdaptiveLoss(reduction="none").parts(IMAGES, LABELS)
     with pytest.raises(ValueError, match="total="):

@@ -192,22 +192,6 @@ def test_a_gradient_that_cannot_be_written_is_refused_before_anything_is_read(tm
             scene_value_and_grad(loss, x, Y, np.empty(X.shape, dtype), tile=8)
 
 
-def test_hdf5_data_sets_that_are_one_or_read_only(tmp_path):
-    h5py, loss = pytest.importorskip("h5py"), LocallyAdaptiveLoss()
-    with h5py.File(tmp_path / "scene.h5", "w") as file:
-        x, other = file.create_dataset("x", data=X), file.create_dataset("grad", X.shape, X.dtype)
-        with pytest.raises(ValueError, match="grad overlaps logits"):
-            scene_value_and_grad(loss, x, Y, file["x"], tile=8)
-        scene_value_and_grad(loss, x, Y, other, tile=8)
-        right = loss.value_and_grad(X, Y)[1]
-        np.testing.assert_allclose(other[:], right, rtol=0, atol=1e-13 * abs(right).max())
-    with (
-        h5py.File(tmp_path / "scene.h5") as file,
-        pytest.raises(ValueError, match=r'grad is read-only: .* "r\+"'),
-    ):
-        scene_value_and_grad(loss, Unread(X), Y, file["grad"], tile=8)
-
-
 def test_a_mask_is_not_lost():
     """netCDF4 and rasterio give masked arrays when they are read."""
 

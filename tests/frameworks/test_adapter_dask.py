@@ -197,6 +197,28 @@ def test_an_hdf5_data_set(tmp_path):
     np.testing.assert_allclose(found_grad, right_grad, rtol=0, atol=1e-13 * abs(right_grad).max())
 
 
+class Unread:
+    """Logits that nothing may be read of."""
+
+    shape, dtype = X.shape, X.dtype
+
+
+def test_hdf5_data_sets_that_are_one_or_read_only(tmp_path):
+    h5py, loss = pytest.importorskip("h5py"), LocallyAdaptiveLoss()
+    with h5py.File(tmp_path / "scene.h5", "w") as file:
+        x, other = file.create_dataset("x", data=X), file.create_dataset("grad", X.shape, X.dtype)
+        with pytest.raises(ValueError, match="grad overlaps logits"):
+            scene_value_and_grad(loss, x, Y, file["x"], tile=8)
+        scene_value_and_grad(loss, x, Y, other, tile=8)
+        right = loss.value_and_grad(X, Y)[1]
+        np.testing.assert_allclose(other[:], right, rtol=0, atol=1e-13 * abs(right).max())
+    with (
+        h5py.File(tmp_path / "scene.h5") as file,
+        pytest.raises(ValueError, match=r'grad is read-only: .* "r\+"'),
+    ):
+        scene_value_and_grad(loss, Unread(), Y, file["grad"], tile=8)
+
+
 def test_the_door():
     x, y = da.from_array(X, chunks=5), da.from_array(Y, chunks=5)
     with pytest.raises(TypeError, match=r"labels must be a dask array; got ndarray.*from_array"):
