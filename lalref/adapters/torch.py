@@ -17,9 +17,12 @@ from lalref.options import OptionsDict
 try:
     import torch
 except ImportError as error:
-    raise ImportError("lalref.adapters.torch needs PyTorch: pip install 'lalref[torch]'") from error
+    told = "in a clone of lalref, pip install -c constraints.txt -e '.[torch]'"
+    raise ImportError(f"lalref.adapters.torch needs PyTorch: {told}") from error
 
-from lalref.adapters.torch_arrays import call, loss_of, on_engine, spelt_of
+from torch.autograd import forward_ad
+
+from lalref.adapters.torch_arrays import call, loss_of, on_engine, once, spelt_of
 
 Tensor = Any  # torch has types, but need not be installed where these are checked
 
@@ -43,12 +46,13 @@ def locally_adaptive_loss(
         It gets no gradient, so it must not require one.
     total : Parts, optional
         The `lalref.combine`-d parts of a whole, from `LocallyAdaptiveLoss.parts`: the value is then the
-        whole's, and the gradient that of the whole's value. It is not compiled by torch.compile, and gives
-        first derivatives only.
+        whole's, and the gradient that of the whole's value. torch.compile leaves it to torch, so it can't
+        be had under fullgraph=True, and it gives first derivatives only.
     **options
         As for `lalref.LocallyAdaptiveLoss`. torch ignores the label -100 where nobody says otherwise, lalref
-        255: say ignore_index=-100 for labels made for torch. class_weight may be a tensor, but not inside
-        torch.compile, which would keep its first numbers.
+        255: say ignore_index=-100 for labels made for torch. class_weight may be a tensor that requires no
+        gradient, but not inside torch.compile, which would keep its first numbers. Under fullgraph=True
+        options must be written out; make a `LocallyAdaptiveLoss` before of those in a variable or a dict.
 
     Returns
     -------
@@ -59,6 +63,17 @@ def locally_adaptive_loss(
     ------
     TypeError, ValueError
         As `lalref.lal_loss`, and where tensors are on different devices.
+    NotImplementedError
+        Third derivatives, and forward mode (make_dual, torch.func.jvp), for which there is `lalref.lal_jvp`.
+        Other transforms of torch.func (grad, vmap) end in errors of torch's own.
+
+    Notes
+    -----
+    Second derivatives through torch.compile are torch's to refuse: "does not currently support double backward".
+    It does so for `backward`. But `torch.autograd.grad` with respect to chosen inputs leaves the second
+    derivatives of what was compiled out, wrong and not refused, unless something that the compiled backward
+    reads requires a gradient, as logits do that are the compiled function's own input. Don't compile a gradient
+    penalty.
 
     Examples
     --------
@@ -126,6 +141,7 @@ class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
         """
         return _apply(input, target, pixel_weight, total, self._spelt)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def parts(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Parts:
         """Return what these tensors contribute to the loss of a larger batch, for `lalref.combine`: equation (19).
 
@@ -137,7 +153,7 @@ class LocallyAdaptiveLoss(torch.nn.Module):  # type: ignore[misc]
         Returns
         -------
         Parts
-            Without a graph: `total=` brings the gradient.
+            Without a graph: `total=` brings the gradient. torch.compile leaves it to torch.
 
         Raises
         ------
@@ -160,11 +176,15 @@ def _checked(input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> tupl
     """
     for name, tensor in (("input", input), ("target", target), ("pixel_weight", pixel_weight)):
         if not isinstance(tensor, torch.Tensor) and not (tensor is None and name == "pixel_weight"):
-            told = f"{name} must be a torch.Tensor; got {type(tensor).__name__}: torch.as_tensor() makes one"
-            raise TypeError(told)
+            several = hasattr(tensor, "keys")  # what torchvision's and Hugging Face's models return
+            hint = "pick it out, as output['out']" if several else "torch.as_tensor() makes one"
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}: {hint}")
         if tensor is not None and tensor.device != input.device:
             told = f"input and {name} must be on one device; got {input.device} and {tensor.device}"
             raise ValueError(f"{told}: move one of them")
+        if name == "target" and tensor.is_floating_point() and not input.is_floating_point():
+            told = f"logits first, of a floating-point dtype; got {input.dtype} and {tensor.dtype}"
+            raise TypeError(f"input and target look swapped: {told}")
         if tensor is not None and tensor.requires_grad and name != "input":
             told = f"{name} requires a gradient, and the loss has none for it: pass {name}.detach()"
             raise ValueError(told)
@@ -174,11 +194,16 @@ def _checked(input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> tupl
 
 
 def _apply(input: Tensor, target: Tensor, pixel_weight: Any, total: Parts | None, spelt: str) -> Tensor:
+    if total is not None and torch.compiler.is_compiling():
+        return torch.compiler.disable(_apply, reason="total= is not compiled")(
+            input, target, pixel_weight, total, spelt
+        )
     x, w = _checked(input, target, pixel_weight)
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return call("value", spelt, x, target, w, total=total)[0]
-    apply = _Value.apply if total is None else torch.compiler.disable(_Value.apply)
-    return apply(x, target, w, spelt, total)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Value.apply(x, target, w, spelt, total)
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError("forward mode is not served here: lalref.lal_jvp gives the same")
+    return call("value", spelt, x, target, w, total=total)[0]
 
 
 # --- What autograd sees -----------------------------------------------------------------------------------------
@@ -200,6 +225,8 @@ class _Value(torch.autograd.Function):  # type: ignore[misc]
         compiling = torch.compiler.is_compiling()
         if grad is None or (torch.is_grad_enabled() and not compiling):
             return _Gradient.apply(*ctx.saved_tensors, *ctx.said, upstream), *(None,) * 4
+        if compiling:
+            upstream = once(upstream, ctx.saved_tensors[0])
         if compiling or not upstream.is_cpu or upstream.item() != 1:  # a GPU is not waited for
             grad = grad * upstream
         return grad, *(None,) * 4
@@ -221,5 +248,17 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
         spelt, total = ctx.said
         if total is not None:
             raise NotImplementedError("total= gives first derivatives only: take second ones of the whole")
-        x_bar, upstream_bar = call("hvp", spelt, *ctx.saved_tensors, tangent)
+        x_bar, upstream_bar = _Second.apply(spelt, *ctx.saved_tensors, tangent)
         return x_bar, *(None,) * 4, upstream_bar
+
+
+class _Second(torch.autograd.Function):  # type: ignore[misc]
+    """What comes back from the gradient: in a graph, so that third derivatives are refused and not left out."""
+
+    @staticmethod
+    def forward(ctx: Any, spelt: str, *tensors: Any) -> tuple[Tensor, ...]:
+        return tuple(call("hvp", spelt, *tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> None:
+        raise NotImplementedError("the loss can be differentiated twice: it has no third derivatives")

@@ -28,6 +28,9 @@ Tensor = Any
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def spelt_of(caller: Callable[..., Any], **options: Unpack[OptionsDict]) -> str:
     """The checked options as text, which an operator can take and a compiler can keep."""
+    if getattr(options.get("class_weight"), "requires_grad", False):
+        told = "and the loss has none for it: pass class_weight.detach()"
+        raise ValueError(f"class_weight requires a gradient, {told}")
     return json.dumps(calls.said(loss_for(caller, options)))
 
 
@@ -56,9 +59,8 @@ def on_engine(function: Callable[..., Any], spelt: str, *given: Any) -> list[Any
     try:
         import cupy
     except ImportError as error:
-        told = (
-            "pip install 'lalref[cuda13]' or, for older drivers, 'lalref[cuda12]'; or pass engine=\"array\""
-        )
+        clone = "in a clone of lalref, pip install -c constraints.txt -e '.[cuda13]'"
+        told = f"{clone} or, for older drivers, '.[cuda12]'; or pass engine=\"array\""
         raise ImportError(f"tensors on a GPU need CuPy: {told}") from error
     stream = torch.cuda.current_stream(x.device).cuda_stream
     with cupy.cuda.Device(x.device.index), cupy.cuda.ExternalStream(stream, x.device.index):
@@ -78,6 +80,18 @@ def _each(change: Callable[[Any], Any], thing: Any) -> Any:
     return change(thing) if hasattr(thing, "dtype") else thing
 
 
+def once(upstream: Tensor, x: Tensor) -> Tensor:
+    """A compiled backward's `upstream`, for which it must keep `x`.
+
+    torch refuses to differentiate a compiled backward where one of the tensors that it keeps requires a gradient.
+    Where none does, the second derivatives are left out without a word.
+    """
+    return torch.ops.lalref.once(upstream, x)
+
+
+torch.library.define("lalref::once", "(Tensor upstream, Tensor x) -> Tensor")
+torch.library.impl("lalref::once", "CompositeExplicitAutograd")(lambda upstream, x: upstream.clone())
+torch.library.register_fake("lalref::once")(lambda upstream, x: upstream.clone())
 torch.library.define("lalref::call", "(str what, str spelt, Tensor?[] given) -> Tensor[]")
 
 

@@ -1,5 +1,6 @@
 """Batches cut over processes and micro-batches: the whole's value and gradient, told errors, no waiting in vain."""
 
+import contextlib
 import datetime
 import math
 import os
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from samples import V, X, Y
 
+import lalref
 from lalref import combine, lal_value_and_grad
 from lalref.oracle.inputs import VOID, weights
 
@@ -19,7 +21,7 @@ import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
 
 from lalref.adapters.torch import LocallyAdaptiveLoss, locally_adaptive_loss  # noqa: E402
-from lalref.adapters.torch_distributed import distributed_loss  # noqa: E402
+from lalref.adapters.torch_distributed import distributed_loss, distributed_parts  # noqa: E402
 
 SECONDS = 60
 OPTIONS = {"kernel_size": 3, "p": 5.0}
@@ -137,6 +139,24 @@ def options_are_the_wholes(rank, world):
         torch.testing.assert_close(found_grad, grad[mine], rtol=0, atol=rtol * float(grad.abs().max()))
 
 
+def micro_batches_are_the_wholes(rank, world):
+    """Under DistributedDataParallel, of different sizes and numbers, which exchanges gradients once."""
+    batches = [[[0], [1, 2], [3]], [[4, 5, 6, 7], []]][rank]
+    pairs = [(torch.from_numpy(IMAGES[b]), torch.from_numpy(LABELS[b])) for b in batches]
+    criterion, (value, weight, bias) = LocallyAdaptiveLoss(**OPTIONS), whole(LABELS)
+    ddp = torch.nn.parallel.DistributedDataParallel(model())
+    total = distributed_parts(criterion, ((ddp.module(x), y) for x, y in pairs), timeout=SECONDS)
+    assert not total.maximum.requires_grad
+    np.testing.assert_allclose(total.value, value, rtol=1e-14)
+    for left, (x, y) in zip(reversed(range(len(pairs))), pairs, strict=True):
+        with ddp.no_sync() if left else contextlib.nullcontext():
+            found = distributed_loss(criterion, ddp(x), y, total=total)
+            found.backward()
+        np.testing.assert_allclose(found.item(), value, rtol=1e-14)
+    np.testing.assert_allclose(ddp.module.weight.grad, weight, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(ddp.module.bias.grad, bias, rtol=1e-12, atol=1e-15)
+
+
 def the_naive_mean_is_wrong(rank, world):
     value, weight, _ = whole(LABELS)
     ddp = torch.nn.parallel.DistributedDataParallel(model())
@@ -160,12 +180,30 @@ def errors_reach_every_process(rank, world):
     with pytest.raises(kind, match=message):
         distributed_loss(criterion, x, wrong if last else y, timeout=SECONDS)
     other = LocallyAdaptiveLoss(**{**OPTIONS, "p": 4.0}) if last else criterion
-    with pytest.raises(ValueError, match="same options"):
+    with pytest.raises(ValueError, match=r"differ in p: rank 0 of the group has 5\.0, rank 1 4\.0$"):
         distributed_loss(other, x, y, timeout=SECONDS)
-    with pytest.raises(ValueError, match="same options and dtype"):
+    weighted = LocallyAdaptiveLoss(**OPTIONS, class_weight=(1.0, 2.0, 0.5)) if last else criterion
+    with pytest.raises(
+        ValueError, match=r"differ in class_weight: .* has None, rank 1 \[1\.0, 2\.0, 0\.5\]$"
+    ):
+        distributed_loss(weighted, x, y, timeout=SECONDS)
+    with pytest.raises(ValueError, match=r"differ in dtype: .* has 'float64', rank 1 'float32'"):
         distributed_loss(criterion, x.float() if last else x, y, timeout=SECONDS)
+    with pytest.raises(ValueError, match=r"differ in number of classes: .* has \[3\], rank 1 \[6\]"):
+        distributed_loss(criterion, torch.cat([x, x], 1) if last else x, y, timeout=SECONDS)
+    for wrong in (torch.nn.CrossEntropyLoss(), lalref.LocallyAdaptiveLoss()):
+        told = r"must be a lalref\.adapters\.torch\.LocallyAdaptiveLoss; got (torch|lalref\.loss)\."
+        kind, message = (TypeError, told) if last else (RuntimeError, r"refused on rank \[1\]")
+        with pytest.raises(kind, match=message):
+            distributed_loss(wrong if last else criterion, x, y, timeout=SECONDS)
     with pytest.raises(ValueError, match="decided by each process alone"):
         distributed_loss(LocallyAdaptiveLoss(empty="raise"), x, y, timeout=SECONDS)
+    kind, message = (ZeroDivisionError, "") if last else (RuntimeError, r"refused on rank \[1\]")
+    with pytest.raises(kind, match=message):  # while the micro-batches are worked out
+        distributed_parts(criterion, ((x / (1 // (1 - rank)), y) for _ in range(2)), timeout=SECONDS)
+    kind, message = (ValueError, "has no batch") if last else (RuntimeError, r"refused on rank \[1\]")
+    with pytest.raises(kind, match=message):
+        distributed_parts(criterion, [] if last else [(x, y)], timeout=SECONDS)
     assert torch.isfinite(distributed_loss(criterion, x, y, timeout=SECONDS))  # and all is well again
 
 
@@ -174,7 +212,7 @@ def who_does_not_come_is_not_waited_for(rank, world):
     group = dist.new_group()
     x, y = torch.from_numpy(IMAGES[:2]), torch.from_numpy(LABELS[:2])
     if rank == 0:
-        with pytest.raises(RuntimeError, match=r"did not call distributed_loss within timeout=1 s"):
+        with pytest.raises(RuntimeError, match=r"did not come within timeout=1 s"):
             distributed_loss(LocallyAdaptiveLoss(**OPTIONS), x, y, group=group, timeout=1)
         dist.destroy_process_group(group)
 
@@ -186,6 +224,7 @@ def values_and_gradients(rank, world):
 
 def every_scenario(rank, world):
     values_and_gradients(rank, world)
+    micro_batches_are_the_wholes(rank, world)
     the_naive_mean_is_wrong(rank, world)
     errors_reach_every_process(rank, world)
     who_does_not_come_is_not_waited_for(rank, world)
@@ -209,7 +248,7 @@ def one_is_killed(rank, folder):
     distributed_loss(LocallyAdaptiveLoss(**OPTIONS), x, y, timeout=SECONDS)
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"one has ended or did not call distributed_loss"):
+    with pytest.raises(RuntimeError, match=r"one has ended or did not come within"):
         distributed_loss(LocallyAdaptiveLoss(**OPTIONS), x, y, timeout=SECONDS)
     dist.destroy_process_group()
 

@@ -42,3 +42,14 @@ def test_gradgradcheck_refuses_a_wrong_second_derivative(monkeypatch):
     x, f = of_few_pixels({})
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         torch.autograd.gradgradcheck(f, (x,))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_third_derivative_is_refused_and_not_left_out(reduction):
+    x, f = of_few_pixels({"reduction": reduction})
+    (grad,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no third derivatives"):
+        torch.autograd.grad(
+            (second * x).sum(), x
+        )  # x itself has a derivative here, so that something is left
