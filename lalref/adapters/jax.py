@@ -25,7 +25,7 @@ from lalref.options import OptionsDict
 try:
     import jax
 except ImportError as error:
-    raise ImportError("lalref.adapters.jax needs JAX: pip install 'lalref[jax]'") from error
+    raise ImportError("lalref.adapters.jax needs JAX: pip install -c constraints.txt -e '.[jax]'") from error
 
 __all__ = ["locally_adaptive_loss"]
 

@@ -64,8 +64,9 @@ def locally_adaptive_loss(
     TypeError, ValueError
         As `lalref.lal_loss`, and where tensors are on different devices.
     NotImplementedError
-        Third derivatives, and forward mode (make_dual, torch.func.jvp), for which there is `lalref.lal_jvp`.
-        Other transforms of torch.func (grad, vmap) end in errors of torch's own.
+        Third derivatives, which torch.autograd.functional.hvp asks for too: its vhp gives the same. Forward mode
+        (make_dual, torch.func.jvp), for which there is `lalref.lal_jvp`. Other transforms of torch.func (grad,
+        vmap) end in errors of torch's own.
 
     Notes
     -----
@@ -261,4 +262,5 @@ class _Second(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> None:
-        raise NotImplementedError("the loss can be differentiated twice: it has no third derivatives")
+        told = "it has no third derivatives, which torch.autograd.functional.hvp asks for too: take its vhp"
+        raise NotImplementedError(f"the loss can be differentiated twice: {told}, or lalref.lal_hvp")

@@ -279,7 +279,7 @@ for name in ("torch", "jax", "tensorflow", "dask"):
     try:
         __import__(f"lalref.adapters.{name}")
     except ImportError as error:
-        assert f"[{name}]'" in str(error), error
+        assert f"pip install -c constraints.txt -e '.[{name}]'" in str(error), error
     else:
         raise AssertionError(name)
 """

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
-from samples import OMEGA, OPTIONS, X, Y, each_option
+from samples import OMEGA, OPTIONS, V, X, Y, each_option
 
 from lalref import LocallyAdaptiveLoss as Loss
+from lalref import lal_hvp
 
 torch = pytest.importorskip("torch")
 
@@ -53,3 +55,15 @@ def test_a_third_derivative_is_refused_and_not_left_out(reduction):
         torch.autograd.grad(
             (second * x).sum(), x
         )  # x itself has a derivative here, so that something is left
+
+
+def test_of_torchs_two_hessian_products_one_is_right_and_the_other_refused():
+    x, f = of_few_pixels({})
+    tangent = torch.from_numpy(V[:1, :, :3].copy())
+    found = torch.autograd.functional.vhp(f, x, tangent)[1]
+    right = lal_hvp(
+        x.detach().numpy(), Y[:1, :3], tangent.numpy(), pixel_weight=OMEGA[:1, :3], kernel_size=3
+    )[1]
+    np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-15)
+    with pytest.raises(NotImplementedError, match=r"functional\.hvp asks for too: take its vhp"):
+        torch.autograd.functional.hvp(f, x, tangent)
