@@ -204,7 +204,7 @@ def test_doctor_says_what_the_cuda_engine_lacks(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (cuda,) = [engine for engine in engines() if engine.name == "cuda"]
     assert not cuda.available
-    assert "needs CuPy: install lalref[cuda13]" in cuda.reason
+    assert "needs CuPy: in a clone of lalref, pip install -c constraints.txt -e '.[cuda13]'" in cuda.reason
 
 
 def test_false_alarms_are_counted_by_one_command(monkeypatch):

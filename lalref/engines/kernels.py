@@ -92,7 +92,8 @@ def load(dtype: str, space: str, channels: int = 0) -> Any:
 def why_not(logits: Array, options: Options) -> str:
     """Say why this engine can't serve these logits (N, C, *S), and what to do; empty if it can."""
     if importlib.util.find_spec("cupy") is None:
-        return "needs CuPy: install lalref[cuda13] or, for older drivers, lalref[cuda12]"
+        clone = "in a clone of lalref, pip install -c constraints.txt -e '.[cuda13]'"
+        return f"needs CuPy: {clone} or, for older drivers, '.[cuda12]'"
     try:
         import cupy
     except Exception as error:  # of whatever kind: a library of CUDA's that is missing or of another version
