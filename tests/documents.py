@@ -1,6 +1,7 @@
 """Runs the blocks of a page of documentation, so that what a reader copies works and prints what it says.
 
-Blocks of one page share a namespace and a folder, as for a reader who goes from top to bottom. An HTML comment in
+Blocks of one page share a namespace and a folder, as for a reader who goes from top to bottom; of the pages that are
+looked things up in, those of one section share a namespace, as for a reader who copies that section. An HTML comment in
 the line before a block, which readers don't see, says what is special about it:
 
     <!-- file: my_loss.py -->     written to that file, not run
@@ -30,19 +31,25 @@ OUTPUT = re.compile(r"print\(.*\)  # (.*)")
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, text, line in the page, and the comment before it as name and value."""
+    """A fenced block: its language, text, line in the page, and the comment before it as name and value.
+
+    Sections are counted as headings of the second level begin them.
+    """
 
     language: str
     text: str
     line: int
     said: dict[str, str]
+    section: int
 
 
 def blocks(page: Path) -> list[Block]:
     """The Python and shell blocks of a page."""
-    found, said = [], {}
+    found, said, section = [], {}, 0
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
-        if token.type == "html_block" and (comment := re.fullmatch(r"<!-- (.*?) -->\s*", token.content)):
+        if token.type == "heading_open" and token.tag == "h2":
+            section += 1
+        elif token.type == "html_block" and (comment := re.fullmatch(r"<!-- (.*?) -->\s*", token.content)):
             name, _, value = comment[1].partition(": ")
             said[name] = value
         elif token.type == "code_block":
@@ -52,7 +59,7 @@ def blocks(page: Path) -> list[Block]:
         elif token.type == "fence":
             language = token.info.split()[0] if token.info.strip() else ""
             if language in ("python", "sh") or "file" in said:
-                found.append(Block(language, token.content, token.map[0] + 1, said))
+                found.append(Block(language, token.content, token.map[0] + 1, said, section))
             said = {}
     return found
 
@@ -85,11 +92,13 @@ def make_torchvision_importable() -> None:
         importlib.import_module("torchvision").declared = library  # which lives as long as they do
 
 
-def run(page: Path, folder: Path) -> list[str]:
+def run(page: Path, folder: Path, *, sections_alone: bool = False) -> list[str]:
     """Run a page's blocks in `folder`; return what was left out and why, and raise where one fails."""
     namespace: dict[str, object] = {"__name__": "__main__"}
-    left_out = []
+    left_out, section = [], 0
     for block in blocks(page):
+        if sections_alone and block.section != section:
+            namespace, section = {"__name__": "__main__"}, block.section
         where = f"{page.name}:{block.line}"
         if reason := block.said.get("not run"):
             left_out.append(f"{where}: {reason}")

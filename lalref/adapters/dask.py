@@ -46,10 +46,12 @@ def dask_value_and_grad(
         With reduction "mean" or "sum".
     logits : dask.array (N, C, *S)
         In chunks of any size; the class axis is read whole, and chunks smaller than the halo are merged with
-        their neighbours. The smaller a chunk is beside the window, the more is read twice.
-        A gradient takes two sweeps over them, in dask's own order, between whose tasks it keeps much of them: open a
-        memmap chunk by chunk, whose pages are no memory of dask's (from_array copies it all), and make others with
-        ``from_array(..., inline_array=True)``, which keeps half of a scene or so; `lalref.scenes` keeps one tile.
+        their neighbours. Nothing is worked out chunk by chunk until it is computed; then each chunk costs dask some
+        10 ms a sweep, however small, and the smaller it is beside the window, the more is read twice: rechunk to
+        1024 or so along each spatial axis.
+        A gradient takes two sweeps, each of which reads them anew, or works them out. It is in dask's own order, and
+        half of a scene or so is kept between tasks, but for a memmap opened chunk by chunk, whose pages are no
+        memory of dask's (from_array copies it all); `lalref.scenes` keeps one tile.
     labels, pixel_weight : dask.array (N, *S)
         In any chunks.
     grad_output : float, default 1.0
