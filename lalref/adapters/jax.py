@@ -25,7 +25,9 @@ from lalref.options import OptionsDict
 try:
     import jax
 except ImportError as error:
-    raise ImportError("lalref.adapters.jax needs JAX: pip install -c constraints.txt -e '.[jax]'") from error
+    raise ImportError(
+        "lalref.adapters.jax needs JAX: in a clone, pip install -c constraints.txt -e '.[jax]'"
+    ) from error
 
 __all__ = ["locally_adaptive_loss"]
 
@@ -215,10 +217,6 @@ def _share(loss: Any, x: Array, y: Array, w: Array | None, total: Parts, nothing
     return nothing
 
 
-def _share_fwd(loss: Any, *given: Any) -> Any:
-    return given[-1], given
-
-
 def _share_bwd(loss: Any, given: Any, upstream: Array) -> Any:
     return _of_these_logits(loss, *given[:-1], upstream), None, None, None, None
 
@@ -232,5 +230,5 @@ def _no_more(*_: Any) -> Any:
     raise NotImplementedError("axis_name= gives first derivatives only: take second ones of the whole")
 
 
-_share.defvjp(_share_fwd, _share_bwd)
+_share.defvjp(lambda loss, *given: (given[-1], given), _share_bwd)
 _of_these_logits.defjvp(_no_more)

@@ -11,19 +11,20 @@ from typing import Any, Unpack
 
 import numpy as np
 
-import lalref
-from lalref.adapters import calls
-from lalref.arrays import FLOATS
-from lalref.functions import loss_for
-from lalref.options import OptionsDict
-
 try:
     import keras
     import tensorflow as tf
 except ImportError as error:
     raise ImportError(
-        "lalref.adapters.tensorflow needs TensorFlow and Keras: pip install 'lalref[tensorflow]'"
+        "lalref.adapters.tensorflow needs TensorFlow and Keras; in a clone of lalref: "
+        "pip install -c constraints.txt -e '.[tensorflow]'"
     ) from error
+
+import lalref
+from lalref.adapters import calls
+from lalref.adapters.tensorflow_arrays import at_the_door, on_host, wide_of
+from lalref.functions import loss_for
+from lalref.options import OptionsDict
 
 Tensor = Any
 
@@ -41,8 +42,9 @@ def locally_adaptive_loss(
     y_true : integer tensor (N, *S), or (N, *S, 1) as Keras takes it too
     y_pred : tensor (N, *S, C), float16, bfloat16, float32 or float64
         Logits; with axis=1 (N, C, *S).
-    sample_weight : floating-point tensor (N, *S) or (N,), optional
-        A weight for each window or each image, `pixel_weight` elsewhere in lalref. It gets no gradient.
+    sample_weight : tensor (N, *S), (N, *S, 1) or (N,), optional
+        A weight for each window or each image, `pixel_weight` elsewhere in lalref; integers are cast, as Keras
+        does. It gets no gradient.
     **options
         As for `lalref.LocallyAdaptiveLoss`, but that axis is -1 by default.
 
@@ -54,7 +56,10 @@ def locally_adaptive_loss(
     Raises
     ------
     TypeError, ValueError
-        As `lalref.lal_loss`; inside tf.function TensorFlow wraps what it finds in an error of its own.
+        As `lalref.lal_loss`. Inside tf.function dtypes, and shapes as far as they are known, are looked at while
+        tracing; what is wrong with values TensorFlow wraps in an error of its own.
+    NotImplementedError
+        A third derivative, and forward mode over a gradient.
 
     Examples
     --------
@@ -70,15 +75,7 @@ def locally_adaptive_loss(
     loss = _channels_last(locally_adaptive_loss, options)
     if loss.engine == "cuda":
         raise ValueError('engine="cuda" takes CuPy arrays, and TensorFlow hands over NumPy arrays here')
-    x, y = tf.convert_to_tensor(y_pred), tf.convert_to_tensor(y_true)
-    if x.dtype.name not in FLOATS:  # others would be made floating-point on the way to the engine
-        raise TypeError(f"y_pred, the logits, must be of dtype {', '.join(FLOATS)}; got {x.dtype.name}")
-    w = None if sample_weight is None else tf.convert_to_tensor(sample_weight)
-    if y.shape.rank == x.shape.rank and y.shape[-1] == 1 and loss.axis % y.shape.rank == y.shape.rank - 1:
-        y = tf.squeeze(y, -1)
-    if w is not None and w.shape.rank == 1 and y.shape.rank > 1:
-        w = tf.broadcast_to(tf.reshape(w, (-1, *(1,) * (y.shape.rank - 1))), tf.shape(y))
-    return _value(loss, x, y, w)
+    return _value(loss, *at_the_door(loss, y_true, y_pred, sample_weight))
 
 
 @keras.saving.register_keras_serializable(package="lalref")
@@ -88,6 +85,8 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
     Parameters
     ----------
     name : str
+    dtype : str or keras.DTypePolicy, optional
+        What the logits are cast to first; by default they are taken as they are.
     **options
         As for `lalref.LocallyAdaptiveLoss`, which checks them here, but that axis is -1 by default. `reduction`
         is lalref's: "mean" divides by the windows' sum of weights, and the batch is one whole, not a mean of images.
@@ -106,7 +105,9 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
     0.693147
     """
 
-    def __init__(self, name: str = "locally_adaptive_loss", **options: Unpack[OptionsDict]) -> None:
+    def __init__(
+        self, name: str = "locally_adaptive_loss", dtype: Any = None, **options: Unpack[OptionsDict]
+    ) -> None:
         self.options = _channels_last(LocallyAdaptiveLoss, options)
         self._said = {**calls.said(self.options), "axis": self.options.axis}  # whose default is another here
         if keras.backend.backend() != "tensorflow":
@@ -114,19 +115,24 @@ class LocallyAdaptiveLoss(keras.losses.Loss):  # type: ignore[misc]
                 f"this loss needs Keras on TensorFlow, and it runs on {keras.backend.backend()}: set "
                 "KERAS_BACKEND=tensorflow, or take lalref.adapters.jax or .torch"
             )
-        super().__init__(name=name, reduction=None)  # Keras would reduce a second time
+        super().__init__(name=name, reduction=None, dtype=dtype)  # Keras would reduce a second time
+        self._cast = {} if dtype is None else {"dtype": self.dtype}
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss; Keras's own call would make numbers of another type of the labels."""
-        return locally_adaptive_loss(y_true, y_pred, sample_weight, **self._said)
+        logits = tf.cast(y_pred, self.dtype) if self._cast else y_pred
+        return locally_adaptive_loss(y_true, logits, sample_weight, **self._said)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the loss."""
         return self(y_true, y_pred)
 
     def get_config(self) -> dict[str, Any]:
-        """The name and the options, for saving."""
-        return {"name": self.name, **self._said}
+        """The name and what else was said, for saving."""
+        return {"name": self.name, **self._cast, **self._said}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
 
 
 def _channels_last(caller: Callable[..., Any], options: OptionsDict) -> lalref.LocallyAdaptiveLoss:
@@ -136,16 +142,21 @@ def _channels_last(caller: Callable[..., Any], options: OptionsDict) -> lalref.L
 # --- On the host ------------------------------------------------------------------------------------------------
 
 
+def _no_more(*_: Any) -> Any:
+    raise NotImplementedError("in TensorFlow this loss is differentiated twice, backwards, and no further")
+
+
 def _value(loss: lalref.LocallyAdaptiveLoss, x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
-    wide = tf.float64 if x.dtype == tf.float64 else tf.float32
+    wide = wide_of(x)
     weights = [] if w is None else [w]
 
     def call(function: Callable[..., Any], shapes: Sequence[Any], x: Tensor, *more: Tensor) -> list[Tensor]:
         """function(loss, x, y, w, *more) of `lalref.adapters.calls` in the working dtype; results of `shapes`."""
 
+        @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def host(y: Any, x: Any, *rest: Any) -> list[Any]:
             w = rest[-1] if weights else None
-            found = function(loss, x, y, w, *rest[: len(more)])
+            found = on_host(function, loss, x, y, w, *rest[: len(more)])
             return [np.asarray(a, wide.as_numpy_dtype) for a in found]
 
         given = [y, *(tf.cast(t, wide) for t in (x, *more)), *weights]
@@ -154,7 +165,9 @@ def _value(loss: lalref.LocallyAdaptiveLoss, x: Tensor, y: Tensor, w: Tensor | N
             result.set_shape(shape)
         return results  # type: ignore[no-any-return]
 
-    grid = tf.TensorShape(() if loss.reduction != "none" else [None] * y.shape.rank if y.shape.rank else None)
+    grid = tf.TensorShape(
+        () if loss.reduction != "none" else [None] * (x.shape.rank - 1) if x.shape.rank else None
+    )
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def value(x: Tensor) -> Any:
@@ -174,9 +187,10 @@ def _value(loss: lalref.LocallyAdaptiveLoss, x: Tensor, y: Tensor, w: Tensor | N
         """`gradient` where the gradient of upstream 1 is there already."""
         return tf.cast(grad * upstream, x.dtype), lambda tangent: (*again(x, upstream, tangent), None)
 
-    def again(x: Tensor, upstream: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def again(x: Tensor, upstream: Tensor, tangent: Tensor) -> Any:
         """The derivatives of <gradient, tangent> with respect to x and upstream."""
         x_bar, upstream_bar = call(calls.hvp, [x.shape, upstream.shape], x, upstream, tangent)
-        return tf.cast(x_bar, x.dtype), upstream_bar
+        return (tf.cast(x_bar, x.dtype), upstream_bar), _no_more
 
     return value(x)

@@ -1,6 +1,8 @@
 """The loss inside TensorFlow and Keras: right by the oracle and by compute_gradient, in tf.function and in fit."""
 
+import functools
 import json
+import logging
 import math
 
 import numpy as np
@@ -111,6 +113,47 @@ def test_keras_fits_saves_and_loads_with_it(policy, tmp_path):
         keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_fit_is_given_wrong_is_told_while_it_traces():
+    x, masks = LAST[..., :2], np.where(Y == 255, 255, Y).astype("uint8")
+    network = model()
+    network.compile("sgd", loss=locally_adaptive_loss)
+    with pytest.raises(
+        TypeError, match=r"got float32\. Keras casts labels for a plain function: pass LocallyAd"
+    ):
+        network.fit(x, masks, verbose=0)
+    network.compile("sgd", loss=LocallyAdaptiveLoss())
+    with pytest.raises(ValueError, match="Labels have an axis of length 1 too many: pass labels"):
+        network.fit(x, masks[:, None], verbose=0)
+    with pytest.raises(ValueError, match="sample_weight must have the shape of labels"):
+        network.fit(x, masks, sample_weight=np.ones((2, 5, 5)), verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_masks_and_weights_of_a_generator_are_squeezed():
+    """tf.data knows their ranks and not their sizes."""
+    masks = np.where(Y == 255, 255, Y).astype("uint8")[..., None]
+    batch = LAST[..., :2].astype("float32"), masks, np.ones(masks.shape, "float32")
+    specs = tuple(tf.TensorSpec([None] * 4, a.dtype) for a in batch)
+    data = tf.data.Dataset.from_generator(lambda: iter([batch]), output_signature=specs)
+    images = keras.Input((None, None, 2))
+    network = keras.Model(images, keras.layers.Conv2D(3, 3, padding="same")(images))
+    network.compile("sgd", loss=LocallyAdaptiveLoss(kernel_size=3), jit_compile=False)
+    right = lal_value_and_grad(network(batch[0]).numpy(), masks[..., 0], kernel_size=3, axis=-1)[0]
+    np.testing.assert_allclose(network.evaluate(data, steps=1, verbose=0), right, rtol=1e-5)
+
+
+def test_dtype_is_that_of_the_loss_as_in_keras():
+    x = LAST.astype("float32")
+    assert LocallyAdaptiveLoss()(Y, x).dtype == "float32"
+    loss = LocallyAdaptiveLoss(dtype="float64", p=2)
+    assert loss(Y, x).dtype == "float64"
+    assert repr(loss) == "LocallyAdaptiveLoss(name='locally_adaptive_loss', dtype='float64', p=2.0, axis=-1)"
+    again = LocallyAdaptiveLoss.from_config(loss.get_config())
+    assert repr(again) == repr(loss)
+    assert again(Y, x) == loss(Y, x)
+
+
 @pytest.mark.parametrize("jit_compile", ["auto", False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_xla_can_not_call_the_host_and_says_so(jit_compile):
@@ -141,6 +184,124 @@ def test_sample_weights_weigh_windows():
     of_windows = loss(Y[..., None], LAST, np.ones(Y.shape) * np.array([0.5, 2.0])[:, None, None])
     right = lal_value_and_grad(X, Y, kernel_size=3, pixel_weight=np.ones(Y.shape) * [[[0.5]], [[2.0]]])[0]
     np.testing.assert_allclose([of_images, of_windows], [right, right], rtol=1e-14)
+
+
+def test_sample_weights_come_in_keras_shapes_and_types():
+    loss = LocallyAdaptiveLoss(kernel_size=3)
+    weights = np.stack([np.full((5, 4), 1), np.full((5, 4), 3)])
+    right = lal_value_and_grad(X, Y, kernel_size=3, pixel_weight=weights * 1.0)[0]
+    for given in ([1, 3], np.array([1.0, 3.0], "float32"), weights, weights[..., None] * 1.0):
+        np.testing.assert_allclose(loss(Y[..., None], LAST, given), right, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (np.ones(1), "sample_weight has 1 weights for 2 images"),
+        (np.ones(3), "sample_weight has 3 weights for 2 images"),
+        (np.ones((2, 1)), r"sample_weight must have the shape of labels, \(2, 5, 4\); got \(2, 1\)"),
+        (-np.ones(2), "sample_weight must be finite and >= 0"),
+    ],
+    ids=["one for all", "too many", "no pixels", "negative"],
+)
+def test_wrong_sample_weights_are_told_by_their_name(weights, told):
+    with pytest.raises(ValueError, match=told):
+        locally_adaptive_loss(Y, LAST, weights)
+
+
+SIGNATURES = {
+    "sizes": ([None] * 4, [None] * 4, [None] * 4),
+    "ranks": (None, None, None),
+    "rank of labels": ([None, 5, 4, 3], None, [None]),
+    "only the last size": ([2, 5, 4, 3], [2, 5, 4, None], [2]),
+}
+
+
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES.keys())
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_what_is_not_known_while_tracing_is_seen_on_the_host(signature, reduction):
+    dtypes = tf.float64, tf.int64, tf.float64
+
+    def step(x, y, w):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = locally_adaptive_loss(y, x, w, kernel_size=3, reduction=reduction)
+        return value, tape.gradient(value, x)
+
+    f = tf.function(
+        step, input_signature=[tf.TensorSpec(s, d) for s, d in zip(signature, dtypes, strict=True)]
+    )
+    w = np.array([0.5, 2.0])
+    given = w if signature[2] in (None, [None], [2]) else np.ones((*Y.shape, 1)) * w[:, None, None, None]
+    weights = np.ones(Y.shape) * w[:, None, None]
+    options = {"kernel_size": 3, "reduction": reduction}
+    value, grad = f(LAST, Y[..., None].astype("int64"), given)
+    right = lal_value_and_grad(X, Y, pixel_weight=weights, **options)
+    np.testing.assert_allclose(value, right[0], rtol=1e-14)
+    np.testing.assert_allclose(np.moveaxis(grad, -1, 1), right[1], rtol=1e-12, atol=1e-16)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels must be in \[0, 3\)"):
+        f(LAST, Y[..., None].astype("int64") + 9, given)
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "error", "told"),
+    [
+        ([None, 5, 3], None, ValueError, r"labels must have .*\(1, 5, 4\) .* got \(1, 5, 3\).*\(1 stands for"),
+        ([2, 5, 4, 3], None, ValueError, r"labels.argmax\(-1\)"),
+        ([2, 5, 4], [3], ValueError, "sample_weight has 3 weights for 2 images"),
+        ([None, 5, 4], [None, 5, 5], ValueError, "sample_weight must have the shape of labels"),
+        ([2, 5, 4], "complex", TypeError, "sample_weight must be floating-point"),
+    ],
+)  # fmt: skip
+def test_dtypes_and_shapes_are_told_while_tracing(labels, weights, error, told):
+    f = tf.function(functools.partial(locally_adaptive_loss, kernel_size=3))
+    dtype = tf.float64
+    if weights == "complex":
+        weights, dtype = [2], tf.complex64
+    specs = [tf.TensorSpec(labels, tf.uint8), tf.TensorSpec([None, 5, 4, 3], tf.float64)]
+    if weights is not None:
+        specs.append(tf.TensorSpec(weights, dtype))
+    with pytest.raises(error, match=told):
+        f.get_concrete_function(*specs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_third_derivative_is_refused(compiled):
+    x = tf.constant(LAST[:1, :2, :2])
+
+    def first(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = locally_adaptive_loss(Y[:1, :2, :2], x, kernel_size=3)
+        return tape.gradient(value, x)
+
+    def second(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            square = tf.reduce_sum(first(x) ** 2)
+        return tape.gradient(square, x)
+
+    def third(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            cube = tf.reduce_sum(second(x) ** 2)
+        return tape.gradient(cube, x)
+
+    with pytest.raises(NotImplementedError, match="differentiated twice, backwards, and no further"):
+        (tf.function(third) if compiled else third)(x)
+
+
+def test_autograph_leaves_lalrefs_code_alone():
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    tf.get_logger().addHandler(handler)
+    try:
+        found = tf.map_fn(lambda x: locally_adaptive_loss(Y[:1], x[None]), tf.constant(LAST))
+    finally:
+        tf.get_logger().removeHandler(handler)
+    np.testing.assert_allclose(found[0], lal_value_and_grad(X[:1], Y[:1])[0], rtol=1e-14)
+    assert not [line for line in told if "AutoGraph" in line]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
