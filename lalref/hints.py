@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable
 
 Shape = tuple[int, ...]
+TRACED = {"Tracer", "SymbolicTensor"}  # what JAX and TensorFlow pass in place of a number while they trace
+ELSEWHERE = {"from_logits": "the loss takes logits: leave the softmax out of the last layer"}
 
 
 def shape_hint(logits: Shape, labels: Shape, axis: int) -> str:
@@ -37,8 +39,21 @@ def shape_hint(logits: Shape, labels: Shape, axis: int) -> str:
 
 def option_hint(unknown: str, known: Iterable[str]) -> str:
     """Return which option `unknown` most likely is misspelt from, or else all there are."""
+    if unknown in ELSEWHERE:
+        return ELSEWHERE[unknown]
     near = nearest(unknown, known)
     return f"did you mean {near}=?" if near else f"allowed are {', '.join(sorted(known))}"
+
+
+def traced_hint(value: object) -> str:
+    """Return how to give an option whose value, or one of whose values, is being traced; "" where none is."""
+    each = value if isinstance(value, tuple | list) else (value,)
+    if TRACED.isdisjoint(kind.__name__ for v in each for kind in type(v).__mro__):
+        return ""
+    return (
+        ". It is being traced, and options are fixed while tracing: bind them before by functools.partial, or "
+        "name them in jax.jit's static_argnames, or make the loss outside of the traced function"
+    )
 
 
 def nearest(unknown: str, known: Iterable[str]) -> str:

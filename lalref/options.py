@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, Self, TypedDict
 
-from lalref.hints import refuse_unknown
+from lalref.hints import refuse_unknown, traced_hint
 
 ENGINES = ("auto", "definition", "array", "numba", "cuda")
 CHOICES = {
@@ -174,7 +174,7 @@ def differing(first: Options, second: Options) -> tuple[str, str]:
 
 
 def _refuse(name: str, value: object, allowed: str) -> None:
-    raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}")
+    raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}{traced_hint(value)}")
 
 
 def _int(value: object) -> int | None:

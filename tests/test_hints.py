@@ -59,6 +59,11 @@ def test_an_unknown_option_is_refused_by_the_function_that_was_called(name, mean
         LocallyAdaptiveLoss(**{name: 3})
 
 
+def test_an_option_of_other_losses_is_told_what_holds_here():
+    with refused(TypeError, "'from_logits': the loss takes logits: leave the softmax out of the last layer"):
+        lal_loss(X, Y, from_logits=True)
+
+
 def test_the_object_tells_what_was_meant_too():
     with refused(TypeError, "LocallyAdaptiveLoss()", "'kernal'", "did you mean kernel_size=?"):
         LocallyAdaptiveLoss(kernal=3)

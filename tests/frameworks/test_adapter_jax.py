@@ -146,6 +146,25 @@ def test_the_door():
     assert float(locally_adaptive_loss(x, jnp.full_like(y, 255))) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("p", lambda a: a),
+        ("kernel_size", lambda a: (a, a)),
+        ("class_weight", lambda a: jnp.ones(3)),
+        ("class_weight", lambda a: [a, a, a]),
+        ("reduction", lambda a: a),
+    ],
+)
+def test_options_that_are_traced_are_told_how_they_are_given(name, make):
+    @jax.jit
+    def f(a):
+        return locally_adaptive_loss(jnp.asarray(X), jnp.asarray(Y), **{name: make(a)})
+
+    with pytest.raises(ValueError, match=f"^{name}=.* options are fixed while tracing.* static_argnames"):
+        f(3.0)
+
+
 @pytest.mark.parametrize("x64", [False, True])
 @each_engine
 def test_numpys_arrays_are_taken_as_everywhere_in_jax(engine, x64):

@@ -333,5 +333,9 @@ def test_the_door():
         locally_adaptive_loss(Y, LAST, sample_weights=OMEGA)
     with pytest.raises(TypeError, match=r"^LocallyAdaptiveLoss\(\).*'kernal': did you mean kernel_size="):
         LocallyAdaptiveLoss(kernal=3)
+    with pytest.raises(TypeError, match="leave the softmax out of the last layer"):
+        LocallyAdaptiveLoss(from_logits=True)
+    with pytest.raises(ValueError, match=r"class_weight=.* options are fixed while tracing"):
+        tf.function(lambda w: locally_adaptive_loss(Y, LAST, class_weight=w))(tf.ones(3))
     with pytest.raises(ValueError, match='engine="cuda"'):
         locally_adaptive_loss(Y, LAST, engine="cuda")
