@@ -150,7 +150,8 @@ def _check_grad(grad: Array, logits: Array, labels: Array, pixel_weight: Array |
     if dtype_name(grad.dtype) not in FLOATS:
         raise TypeError(f"grad must be of dtype {', '.join(FLOATS)}; got {dtype_name(grad.dtype)}")
     flags, file = getattr(grad, "flags", None), getattr(grad, "file", None)  # NumPy's; HDF5's
-    if not getattr(flags, "writeable", True) or getattr(file, "mode", "") == "r":
+    read_only = not getattr(flags, "writeable", True) or getattr(file, "mode", "") == "r"
+    if read_only or getattr(grad, "read_only", False):  # Zarr's
         raise ValueError('grad is read-only: open it for writing, a memmap with mode "r+" or "w+"')
     for name, array in {"logits": logits, "labels": labels, "pixel_weight": pixel_weight}.items():
         if array is not None and _overlap(grad, array):

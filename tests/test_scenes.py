@@ -184,7 +184,9 @@ def test_a_gradient_that_cannot_be_written_is_refused_before_anything_is_read(tm
     loss, x, read_only = LocallyAdaptiveLoss(), Unread(X), np.empty(X.shape)
     read_only.flags.writeable = False
     (tmp_path / "grad").write_bytes(bytes(X.nbytes))
-    for grad in (read_only, np.memmap(tmp_path / "grad", np.float64, "r", shape=X.shape)):
+    like_zarr = Slices(X)
+    like_zarr.read_only = True
+    for grad in (read_only, np.memmap(tmp_path / "grad", np.float64, "r", shape=X.shape), like_zarr):
         with pytest.raises(ValueError, match="grad is read-only"):
             scene_value_and_grad(loss, x, Y, grad, tile=8)
     for dtype in ("int64", "uint8", "complex128"):
