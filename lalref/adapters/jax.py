@@ -1,7 +1,7 @@
 """The loss inside JAX: a function to differentiate, jit, vmap and shard.
 
-engine="array" is traced into XLA, and JAX does the rest, forward mode and any order of derivative too; with
-axis_name, which puts a mesh's batch together, it has the first derivative backwards alone. Every other choice
+engine="array" is traced into XLA, and has forward mode and any order of derivative too; with axis_name, which puts a
+mesh's batch together in `lalref.adapters.jax_mesh`, it has the first derivative backwards alone. Every other choice
 works on the host, with NumPy arrays and as a rule the numba engine, by a callback that jit leaves whole; JAX
 differentiates it backwards, twice.
 """
@@ -19,7 +19,6 @@ import lalref
 from lalref.adapters import calls
 from lalref.functions import loss_for
 from lalref.inputs import prepare
-from lalref.minkowski import Parts
 from lalref.options import OptionsDict
 
 try:
@@ -28,6 +27,8 @@ except ImportError as error:
     raise ImportError(
         "lalref.adapters.jax needs JAX: in a clone, pip install -c constraints.txt -e '.[jax]'"
     ) from error
+
+from lalref.adapters.jax_mesh import of_the_whole
 
 __all__ = ["locally_adaptive_loss"]
 
@@ -91,9 +92,28 @@ def locally_adaptive_loss(
     if loss.engine == "array":
         w = None if pixel_weight is None else jax.lax.stop_gradient(pixel_weight)
         if axis_name is not None:
-            return _of_the_whole(loss, axis_name, logits, labels, w)
-        return loss(logits, labels, pixel_weight=w)
+            return of_the_whole(loss, axis_name, logits, labels, w)
+        if loss.reduction == "none":
+            return loss(logits, labels, pixel_weight=w)
+        return _traced(loss, logits, labels, w)
     return _value(loss, logits, labels, pixel_weight)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _traced(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Array:
+    return loss(x, y, pixel_weight=w)
+
+
+def _traced_jvp(loss: lalref.LocallyAdaptiveLoss, given: Any, tangents: Any) -> Any:
+    """By the hand-written gradient: JAX's own would lose what is tiny and share alike among ties of any weight."""
+    x, y, w = given
+    x = jnp.asarray(x)  # jax.grad hands NumPy's on
+    wide = _like(x).dtype  # so that a 16-bit gradient is rounded once, after upstream
+    value, grad = loss.value_and_grad(x.astype(wide), y, pixel_weight=w)
+    return value, jnp.sum(jnp.where(grad == 0, 0, grad * tangents[0].astype(wide)))
+
+
+_traced.defjvp(_traced_jvp)
 
 
 # --- On the host ------------------------------------------------------------------------------------------------
@@ -181,54 +201,3 @@ def _gradient_bwd(loss: lalref.LocallyAdaptiveLoss, kept: Any, tangent: Array) -
 _value.defvjp(_value_fwd, _value_bwd)
 _value_and_grad.defvjp(_value_and_grad_fwd, _value_and_grad_bwd)
 _gradient.defvjp(_gradient_fwd, _gradient_bwd)
-
-
-# --- On many devices --------------------------------------------------------------------------------------------
-
-
-SUMMED = ("power_sum", "weight", "count")
-jax.tree_util.register_dataclass(Parts, ("maximum", *SUMMED), ("options", "dtype"))
-
-
-def combine_over(axis_name: str | tuple[str, ...], parts: Parts) -> Parts:
-    """Put the parts of all devices along mesh axes together, as `lalref.combine` does; inside jax.shard_map."""
-    bad = jnp.isnan(parts.maximum)  # XLA's pmax may lose a NaN on its way
-    maximum = jax.lax.pmax(jnp.where(bad, -jnp.inf, parts.maximum), axis_name)
-    maximum = jnp.where(jax.lax.psum(bad.astype(jnp.int32), axis_name) > 0, jnp.nan, maximum)
-    zero = 0 * parts.weight
-    nothing = dataclasses.replace(parts, maximum=maximum, power_sum=zero, weight=zero, count=0 * parts.count)
-    here = lalref.combine(parts, nothing)  # this device's, its powers in units of the whole's maximum
-    sums = {name: jax.lax.psum(getattr(here, name), axis_name) for name in SUMMED}
-    return dataclasses.replace(parts, maximum=maximum, **sums)
-
-
-def _of_the_whole(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None) -> Array:
-    """The whole's value; its gradient by a sum of zeros over the devices, which JAX turns round as it does any."""
-    jax.lax.axis_size(axis_name)  # of a name that there is not: an error that says so, as a sum's may not
-    mine = loss.parts(jax.lax.stop_gradient(x), y, pixel_weight=w)
-    total = combine_over(axis_name, mine)
-    nothing = (0 * mine.count).astype(total.dtype)
-    return total.value + jax.lax.psum(_share(loss, x, y, w, total, nothing), axis_name)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _share(loss: Any, x: Array, y: Array, w: Array | None, total: Parts, nothing: Array) -> Array:
-    """0, whose gradient is that of the whole with respect to these logits."""
-    return nothing
-
-
-def _share_bwd(loss: Any, given: Any, upstream: Array) -> Any:
-    return _of_these_logits(loss, *given[:-1], upstream), None, None, None, None
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _of_these_logits(loss: Any, x: Array, y: Array, w: Array | None, total: Parts, upstream: Array) -> Any:
-    return loss.value_and_grad(x, y, pixel_weight=w, grad_output=upstream, total=total)[1]
-
-
-def _no_more(*_: Any) -> Any:
-    raise NotImplementedError("axis_name= gives first derivatives only: take second ones of the whole")
-
-
-_share.defvjp(lambda loss, *given: (given[-1], given), _share_bwd)
-_of_these_logits.defjvp(_no_more)

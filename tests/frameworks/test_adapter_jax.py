@@ -52,6 +52,29 @@ def test_the_oracle_accepts_it(engine):
     assert not report.skipped
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "space": "probabilities", "normalize": "count", "p": 2.5},
+        {"kernel_size": 3, "sigma": None, "stride": 2, "p": 2.0, "reduction": "sum"},
+        {"kernel_size": (3, 5), "label_smoothing": 0.25, "sigma": 2.0},
+    ],
+    ids=["probabilities", "stride", "smoothing"],
+)
+def test_the_oracle_accepts_it_traced_with_other_options(options):
+    def subject(logits, labels):
+        return locally_adaptive_loss(logits, labels, engine="array", check=False, **options)
+
+    jax.config.update("jax_enable_x64", False)
+    try:
+        report = oracle.verify(subject, framework="jax", quick=True, fixed=options)
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    assert report.verdict == "right", str(report)
+    assert report.units <= 1
+    assert not report.skipped
+
+
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("jit", [False, True])
 def test_check_grads_twice(options, jit):
@@ -71,6 +94,16 @@ def test_the_traced_engine_has_forward_mode_too():
     f = jax.jit(lambda x: locally_adaptive_loss(x, y, **options))
     check_grads(f, (jnp.asarray(X),), order=1)
     check_grads(f, (jnp.asarray(X),), order=2, modes=["rev"])
+
+
+def test_traced_too_ties_share_the_gradient_by_their_weights():
+    options = {"kernel_size": 1, "p": np.inf, "pixel_weight": np.array([[1.0, 2.0, 3.0]])}
+    x, y = np.zeros((1, 2, 3)), np.array([[0, 1, 0]])
+    f = functools.partial(locally_adaptive_loss, engine="array", check=False, **options)
+    right = lal_value_and_grad(x, y, **options)[1]
+    np.testing.assert_allclose(jax.grad(f)(x, y), right, rtol=1e-14)
+    tangent = np.where(right > 0, 1.0, 0.0)
+    np.testing.assert_allclose(jax.jvp(lambda x: f(x, y), (x,), (tangent,))[1], right[right > 0].sum())
 
 
 @each_space
@@ -105,10 +138,13 @@ def test_vmap_over_logits_alone(engine):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bit_logits_are_rounded_once_after_upstream(dtype):
+@each_engine
+def test_16_bit_logits_are_rounded_once_after_upstream(engine, dtype):
     x = jnp.asarray(X, dtype)
-    grad = jax.grad(lambda x: 65536.0 * locally_adaptive_loss(x, jnp.asarray(Y)))(x)
-    wide = lal_value_and_grad(np.asarray(x, np.float32), Y, grad_output=65536.0)[1]
+    grad = jax.jit(jax.grad(lambda x: 65536.0 * locally_adaptive_loss(x, jnp.asarray(Y), **engine)))(x)
+    wide = lal_value_and_grad(
+        np.asarray(x, np.float32), Y, grad_output=65536.0, kernel_size=engine["kernel_size"]
+    )[1]
     assert grad.dtype == dtype
     assert (grad == jnp.asarray(wide).astype(dtype)).all()
 
