@@ -13,7 +13,7 @@ PAGES = [
     *sorted((ROOT / "docs" / "howto").glob("*.md")),
 ]
 # of which readers copy the one section that they came for
-LOOKED_UP = {"shard", "mix", "lower-resolution"}
+LOOKED_UP = {"shard", "mix", "lower-resolution", "frameworks"}
 
 
 @pytest.mark.slow
