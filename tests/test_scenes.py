@@ -175,7 +175,21 @@ def test_a_gradient_beside_the_logits_in_one_file_or_buffer_is_taken(tmp_path):
     np.concatenate([X, X]).tofile(file)
     x, grad = (np.memmap(file, np.float64, "r+", offset, X.shape) for offset in (0, X.nbytes))
     both[0] = X
-    for source, out in ((x, grad), (both[0], both[1])):
+    striped, mapped = (
+        np.empty((2, *X.shape)),
+        np.memmap(tmp_path / "file", np.float64, "w+", shape=(2, *X.shape)),
+    )
+    striped, mapped = (
+        np.moveaxis(striped, 0, -1).copy(),
+        np.moveaxis(mapped, 0, 1),
+    )  # entries, images lie in turn
+    striped[..., 0] = mapped[:, 0] = X
+    for source, out in (
+        (x, grad),
+        (both[0], both[1]),
+        (striped[..., 0], striped[..., 1]),
+        (mapped[:, 0], mapped[:, 1]),
+    ):
         scene_value_and_grad(LocallyAdaptiveLoss(), source, Y, out, tile=8)
         np.testing.assert_allclose(out, right, rtol=0, atol=1e-13 * abs(right).max())
 

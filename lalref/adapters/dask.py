@@ -20,6 +20,7 @@ from lalref.scenes import Spans, Tile, check_maps, tile_of
 try:
     import dask.array as da
     from dask.array.overlap import ensure_minimum_chunksize
+    from dask.blockwise import Blockwise
     from dask.graph_manipulation import clone
 except ImportError as error:
     raise ImportError(
@@ -49,9 +50,10 @@ def dask_value_and_grad(
         their neighbours. Nothing is worked out chunk by chunk until it is computed; then each chunk costs dask some
         10 ms a sweep, however small, and the smaller it is beside the window, the more is read twice: rechunk to
         1024 or so along each spatial axis.
-        A gradient takes two sweeps, each of which reads them anew, or works them out. It is in dask's own order, and
-        half of a scene or so is kept between tasks, but for a memmap opened chunk by chunk, whose pages are no
-        memory of dask's (from_array copies it all); `lalref.scenes` keeps one tile.
+        A gradient takes two sweeps in dask's own order. What is read or worked out chunk by chunk is so for each
+        sweep, and half of a scene or so is kept between tasks; of other arrays (slices, stacks) it may be the whole.
+        Pages of a memmap opened chunk by chunk are no memory of dask's (from_array copies it all); `lalref.scenes`
+        keeps one tile.
     labels, pixel_weight : dask.array (N, *S)
         In any chunks.
     grad_output : float, default 1.0
@@ -106,7 +108,7 @@ def dask_value_and_grad(
         return cut.gradient(loss, combined(arrays[-1]), grad_output, *arrays[:-1])
 
     # tasks of its own, for dask would keep what it reads for both sweeps from the first until the second
-    first = clone(logits, *maps.values(), seed=dask_value_and_grad.__name__)
+    first = [_apart(array) for array in (logits, *maps.values())]
     blocks = _mapped(parts, loss, 1, first[0], first[1:], 4, np.dtype("float64"))
     total = da.reduction(
         blocks,
@@ -122,6 +124,18 @@ def dask_value_and_grad(
     )
     grad = _mapped(gradient, loss, 2, logits, list(maps.values()), None, dtype, total)
     return value, grad.rechunk(logits.chunks)
+
+
+def _apart(array: Array) -> Array:
+    """The array by tasks of its own, or itself where a layer's tasks name one another: clone loses those names."""
+    layers = array.__dask_graph__().layers.values()
+    if all(isinstance(each, Blockwise) or not any(map(_depends, each.values())) for each in layers):
+        return clone(array, seed=dask_value_and_grad.__name__)
+    return array
+
+
+def _depends(task: Any) -> bool:
+    return bool(getattr(task, "dependencies", ()))
 
 
 def _mapped(

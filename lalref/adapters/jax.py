@@ -101,16 +101,16 @@ def locally_adaptive_loss(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _traced(loss: lalref.LocallyAdaptiveLoss, x: Array, y: Array, w: Array | None) -> Array:
-    return loss(x, y, pixel_weight=w)
+    return loss(*(jnp.asarray(a) for a in (x, y)), pixel_weight=w if w is None else jnp.asarray(w))
 
 
 def _traced_jvp(loss: lalref.LocallyAdaptiveLoss, given: Any, tangents: Any) -> Any:
     """By the hand-written gradient: JAX's own would lose what is tiny and share alike among ties of any weight."""
+    given = [a if a is None else jnp.asarray(a) for a in given]  # jax.grad hands NumPy's on
     x, y, w = given
-    x = jnp.asarray(x)  # jax.grad hands NumPy's on
     wide = _like(x).dtype  # so that a 16-bit gradient is rounded once, after upstream
     value, grad = loss.value_and_grad(x.astype(wide), y, pixel_weight=w)
-    return value, jnp.sum(jnp.where(grad == 0, 0, grad * tangents[0].astype(wide)))
+    return value, jnp.sum(grad * tangents[0].astype(wide))
 
 
 _traced.defjvp(_traced_jvp)

@@ -37,7 +37,9 @@ def of_the_whole(loss: Any, axis_name: Any, x: Array, y: Array, w: Array | None)
     jax.lax.axis_size(axis_name)  # of a name that there is not: an error that says so, as a sum's may not
     mine = loss.parts(jax.lax.stop_gradient(x), y, pixel_weight=w)
     total = combine_over(axis_name, mine)
-    nothing = (0 * mine.count).astype(total.dtype)
+    nothing = jnp.where(jnp.isnan(mine.maximum), 0, 0 * mine.count).astype(
+        total.dtype
+    )  # one for each in vmap
     return total.value + jax.lax.psum(_share(loss, x, y, w, total, nothing), axis_name)
 
 

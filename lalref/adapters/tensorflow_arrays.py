@@ -32,10 +32,12 @@ def at_the_door(loss: Any, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor
     if x.dtype.name not in FLOATS:  # others would be made floating-point on the way to the engine
         raise TypeError(f"y_pred, the logits, must be of dtype {', '.join(FLOATS)}; got {x.dtype.name}")
     if y.dtype.name not in INTEGERS:
-        raise TypeError(
-            f"y_true: labels must be integers (class indices, uint8 masks too); got {y.dtype.name}. Keras casts "
-            "labels for a plain function: pass LocallyAdaptiveLoss(), the class of lalref.adapters.tensorflow"
+        hint = (
+            ". Keras casts labels for a plain function: pass LocallyAdaptiveLoss(), the class of "
+            "lalref.adapters.tensorflow"
         )
+        told = f"y_true: labels must be integers (class indices, uint8 masks too); got {y.dtype.name}"
+        raise TypeError(told + hint * y.dtype.is_floating)
     w = None if sample_weight is None else tf.convert_to_tensor(sample_weight)
     if w is not None and (w.dtype.is_integer or w.dtype.is_bool):
         w = tf.cast(w, wide_of(x))

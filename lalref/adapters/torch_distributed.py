@@ -1,7 +1,7 @@
 """The loss of a batch that is cut over the processes of torch.distributed.
 
 A mean of the processes' losses is another loss, since a Minkowski mean of means is not the mean of the whole.
-So the processes exchange their parts, six numbers each, and each then differentiates the whole's value with
+So the processes exchange their parts, a few numbers each, and each then differentiates the whole's value with
 respect to its own logits. No arithmetic of the loss may come in.
 """
 
@@ -184,8 +184,11 @@ def _of_this_process(
 
 def _differing(said: list[dict[str, Any]]) -> str:
     """The first thing that differs between processes, and its first two values."""
+    texts = [
+        {name: json.dumps(value) for name, value in one.items()} for one in said
+    ]  # of which 0.0 is not -0.0
     name, rank = next(
-        (name, i) for name in said[0] for i, other in enumerate(said) if other[name] != said[0][name]
+        (name, i) for name in texts[0] for i, one in enumerate(texts) if one[name] != texts[0][name]
     )
     values = f"rank 0 of the group has {said[0][name]!r}, rank {rank} {said[rank][name]!r}"
     return f"every process must have the same options, dtype and classes of the loss; they differ in {name}: {values}"

@@ -90,6 +90,23 @@ def the_gradient_is_right_however_shard_map_is_told_to_check(world):
             np.testing.assert_allclose(found, want, rtol=1e-12, atol=1e-15, err_msg=name)
 
 
+def several_logits_of_one_batch_have_each_their_own_gradient(world):
+    """vmap over logits, with labels that they share, inside shard_map and outside."""
+    mesh = jax.make_mesh((world,), ("devices",))
+    several = np.stack([X, 2 * X, -X])
+    right = np.stack([lal_value_and_grad(x, Y, kernel_size=1)[1] for x in several])
+    loss = partial(locally_adaptive_loss, kernel_size=1, axis_name="devices", **TRACED)
+    cut = jax.device_put(several, jax.NamedSharding(mesh, P(None, "devices")))
+    labels = jax.device_put(Y, jax.NamedSharding(mesh, P("devices")))
+    for check_vma in (True, False):
+        whole = partial(jax.shard_map, mesh=mesh, out_specs=P(), check_vma=check_vma)
+        inside = whole(jax.vmap(loss, in_axes=(0, None)), in_specs=(P(None, "devices"), P("devices")))
+        outside = jax.vmap(whole(loss, in_specs=(P("devices"), P("devices"))), in_axes=(0, None))
+        for f in (inside, outside):
+            found = jax.jit(jax.grad(lambda several, f=f: f(several, labels).sum()))(cut)
+            np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-15, err_msg=f"{check_vma=}")
+
+
 def the_mean_of_the_devices_losses_is_another_loss(world):
     loss = LocallyAdaptiveLoss(kernel_size=3)
     shards = [np.split(a, world) for a in (X, Y)]
@@ -196,6 +213,7 @@ if __name__ == "__main__":
         sys.exit("it was waited for")
     the_whole_batchs_value_and_gradient(world)
     the_gradient_is_right_however_shard_map_is_told_to_check(world)
+    several_logits_of_one_batch_have_each_their_own_gradient(world)
     an_axis_that_the_mesh_has_not_is_told(world)
     the_mean_of_the_devices_losses_is_another_loss(world)
     what_jit_cuts_itself_needs_nothing_said(world)

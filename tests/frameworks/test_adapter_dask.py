@@ -184,6 +184,39 @@ def test_a_gradient_of_a_source_that_is_read_when_needed_keeps_less_than_all_of_
     np.testing.assert_allclose(out, right, rtol=0, atol=1e-13 * abs(right).max())
 
 
+WHOLE = da.from_array(X, chunks=(1, 3, 7, 6))
+MAPS = da.from_array(Y, chunks=(2, 6, 5))
+SOURCES = {
+    "sliced": lambda: (WHOLE[::-1], MAPS[[1, 0]]),
+    "with a batch axis put before": lambda: (WHOLE[0][None], MAPS[0][None]),
+    "stacked": lambda: (da.stack(list(WHOLE)), da.stack(list(MAPS))),
+    "put together": lambda: (da.concatenate([WHOLE[..., :5], WHOLE[..., 5:]], axis=-1), MAPS),
+    "cut anew": lambda: (WHOLE.rechunk((1, 3, 5, 4)), MAPS.rechunk(4)),
+    "padded": lambda: (da.pad(WHOLE, ((0, 0), (0, 0), (0, 2), (1, 0))), da.pad(MAPS, ((0, 0), (0, 2), (1, 0)))),
+    "of one delayed call": lambda: (
+        da.from_delayed(dask.delayed(lambda: X)(), X.shape, X.dtype),
+        da.from_delayed(dask.delayed(lambda: Y)(), Y.shape, Y.dtype),
+    ),
+    "of one for each image": lambda: (
+        da.concatenate([da.from_delayed(dask.delayed(X[i : i + 1]), (1, *X.shape[1:]), X.dtype) for i in (0, 1)]),
+        MAPS,
+    ),
+    "worked out": lambda: (WHOLE - WHOLE.mean(axis=1, keepdims=True), da.where(MAPS == 1, 2, MAPS)),
+    "optimized": lambda: dask.optimize(WHOLE + 1, MAPS),
+    "persisted": lambda: (WHOLE.persist(), MAPS.persist()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+def test_arrays_however_dask_came_by_them(source):
+    """Value and gradient each alone: together, one would bring along what the other lacks."""
+    loss, (x, y) = LocallyAdaptiveLoss(kernel_size=3), source()
+    right, right_grad = loss.value_and_grad(*(np.asarray(a) for a in dask.compute(x, y)))
+    value, grad = dask_value_and_grad(loss, x, y)
+    np.testing.assert_allclose(value.compute(), right, rtol=1e-13)
+    np.testing.assert_allclose(grad.compute(), right_grad, rtol=0, atol=1e-13 * abs(right_grad).max())
+
+
 def test_an_hdf5_data_set(tmp_path):
     h5py, loss = pytest.importorskip("h5py"), LocallyAdaptiveLoss()
     right, right_grad = loss.value_and_grad(X, Y)

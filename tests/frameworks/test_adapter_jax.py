@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from samples import OMEGA, V, X, Y, each_space
 
-from lalref import lal_value_and_grad, oracle
+from lalref import lal_hvp, lal_value_and_grad, oracle
 
 jax = pytest.importorskip("jax")
 jax.config.update("jax_enable_x64", True)
@@ -104,6 +104,29 @@ def test_traced_too_ties_share_the_gradient_by_their_weights():
     np.testing.assert_allclose(jax.grad(f)(x, y), right, rtol=1e-14)
     tangent = np.where(right > 0, 1.0, 0.0)
     np.testing.assert_allclose(jax.jvp(lambda x: f(x, y), (x,), (tangent,))[1], right[right > 0].sum())
+
+
+@each_engine
+def test_where_the_gradient_is_zero_the_second_derivative_is_not(engine):
+    x, y = np.zeros((1, 2, 2, 2)), np.array([[[0, 1], [1, 0]]])
+    v = V[:1, :2, :2, :2]
+    f = functools.partial(locally_adaptive_loss, label_smoothing=1.0, **engine)
+    assert not jax.grad(f)(x, y).any()
+    found = jax.grad(lambda x: jnp.vdot(jax.grad(f)(x, y), v))(x)
+    right = lal_hvp(x, y, v, label_smoothing=1.0, kernel_size=engine["kernel_size"])[1]
+    assert right.any()
+    np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-15)
+
+
+@each_engine
+def test_numpys_arrays_may_all_be_differentiated_by(engine):
+    """Labels and weights have no derivative: nothing, and zeros."""
+    f = functools.partial(locally_adaptive_loss, **engine)
+    right = lal_value_and_grad(X, Y, pixel_weight=OMEGA, kernel_size=engine["kernel_size"])[1]
+    grad = jax.grad(lambda batch: f(*batch[:2], pixel_weight=batch[2]), allow_int=True)((X, Y, OMEGA))
+    np.testing.assert_allclose(grad[0], right, rtol=1e-12, atol=1e-15)
+    assert (grad[1].dtype, grad[1].shape, grad[2].any()) == (jax.dtypes.float0, Y.shape, False)
+    assert not jax.grad(lambda w: f(X, Y, pixel_weight=w))(OMEGA).any()
 
 
 @each_space
