@@ -20,7 +20,7 @@ help: ## show this list
 demo: $(VENV)/ready ## the loss and its gradient on a photograph, then ports judged right and wrong (1 min; 0.8 GB)
 	@$(VENV)/bin/python examples/demo.py
 
-test: $(VENV)/ready ## all tests that need no framework (6 min; the same 0.8 GB)
+test: $(VENV)/ready ## all tests that need no framework (7 to 8 min; the same 0.8 GB)
 	$(VENV)/bin/python -m pytest -n 2 --ignore=tests/frameworks --ignore=tests/cuda_host
 
 test-frameworks: $(VENV_FRAMEWORKS)/ready ## tests with PyTorch, JAX and TensorFlow, in an environment of their own (5 min; 3.4 GB)

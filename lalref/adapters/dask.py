@@ -51,7 +51,7 @@ def dask_value_and_grad(
         10 ms a sweep, however small, and the smaller it is beside the window, the more is read twice: rechunk to
         1024 or so along each spatial axis.
         A gradient takes two sweeps in dask's own order. What is read or worked out chunk by chunk is so for each
-        sweep, and half of a scene or so is kept between tasks; of other arrays (slices, stacks) it may be the whole.
+        sweep, and a part of the scene is kept between tasks; of other arrays (slices, stacks) it may be the whole.
         Pages of a memmap opened chunk by chunk are no memory of dask's (from_array copies it all); `lalref.scenes`
         keeps one tile.
     labels, pixel_weight : dask.array (N, *S)
